@@ -1,0 +1,89 @@
+"""The policy's side of an episode: one request in, one completion out.
+
+A policy is stateless to its callers: each request carries the whole conversation (messages, views and, where the policy
+deals in tokens, the ledger's segments). What it keeps between requests (KV caches, connections) is its own affair, keyed
+by `Request.session`, and only ever a matter of speed. `trainable` says whether ids and log-probs are exact; training
+refuses a policy that says no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from agentvision.types import Message, Segment, View
+
+if TYPE_CHECKING:
+    from agentvision.images import ImageStore
+    from agentvision.tokens import Codec
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample one turn. `temperature` 0 is greedy. Training needs top_p 1 and top_k 0 (others bias the ratio)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 1024
+    seed: int = 0
+    """Each turn draws from its own stream, seeded by (seed, turn), so that a rollout does not depend on its batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One turn to complete.
+
+    `session` is the same for all turns of an episode; `group` the same for the rollouts that share a prompt.
+    `segments` is the ledger so far (empty when the policy has no codec). `tools` are the JSON schemas on offer, for
+    policies that have a native tool interface.
+    """
+
+    session: str
+    group: str
+    messages: tuple[Message, ...]
+    views: tuple[View, ...]
+    segments: tuple[Segment, ...]
+    store: ImageStore
+    sampling: SamplingParams
+    turn: int = 0
+    tools: tuple[Mapping[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the policy said. `ids` and `logprobs` are empty where the policy deals in text alone.
+
+    `text` is the ids decoded without special tokens. `ended` is False when the turn hit its token limit.
+    `ids` includes the end-of-turn token that was sampled, if any.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    ended: bool = True
+    version: int = 0
+    usage: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What completes turns. Implementations live in `policies/`, one file each."""
+
+    trainable: bool
+    """Whether ids and log-probs are exactly what was sampled."""
+    codec: Codec | None
+    """The tokenizer's side (None: the policy deals in messages alone)."""
+    version: int
+    """Of the weights; grows by one with each sync."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Complete one turn. Raises whatever it likes; the rollout records it as `StopReason.POLICY_ERROR`."""
+        ...
+
+    async def release(self, session: str) -> None:
+        """Forget what was kept for this session; called once when its episode ends."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,229 @@
+"""The grammar of a turn, and the texts that frame it.
+
+A turn is `<think>…</think>` and then exactly one of `<tool_call>{"name": …, "arguments": {…}}</tool_call>` and
+`<answer>…</answer>`; white space between the parts is free, anything else is a problem. Parsing is strict (no repair, no
+regular expression over JSON): what is repaired in training is paid for. `style: plain` is the grammar of an untuned model:
+the whole turn is the answer, there are no tools. Texts are jinja templates beside this file, rendered in a sandbox; views
+are placed by marks that no content can forge, since each rendering draws its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Literal, TypeAlias
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from agentvision.errors import RecipeError
+from agentvision.types import (
+    Message,
+    ParsedTurn,
+    ParseProblem,
+    Part,
+    Role,
+    Sample,
+    ToolCall,
+    ToolRecord,
+    View,
+    ViewPart,
+)
+
+Style: TypeAlias = Literal["think", "plain"]
+
+MAX_CALL_CHARS = 20_000
+"""A tool call's JSON may not be longer."""
+
+IMAGE_MARK = "<image>"
+"""In a question: where its images stand, if it is there once an image. Otherwise they come first."""
+
+_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<answer>", "</answer>")
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How turns are framed and read. `system` and `tool_reply` are jinja sources; None takes the templates shipped here.
+
+    `system` sees `tools` (a list of JSON schemas); `tool_reply` sees `text`, `error` (bool), `views` and the filter
+    `image`, which puts a view in its place.
+    """
+
+    style: Style = "think"
+    system: str | None = None
+    tool_reply: str | None = None
+
+    # --- what the model reads ---------------------------------------------------------------------------------------
+
+    def opening(
+        self, sample: Sample, views: Sequence[View], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[Message, ...]:
+        """The first messages: a system turn (think style) and the user's, with the first views and the question."""
+        user = Message("user", _question_parts(sample.question, views))
+        if self.system is None and self.style == "plain":
+            return (user,)
+        source = _shipped("system") if self.system is None else self.system
+        return _render("system", source, views=(), tools=list(tools)), user
+
+    def tool_message(self, record: ToolRecord, views: Sequence[View]) -> Message:
+        """The user turn that carries a tool's reply: its text and new views, or the error that the model should know."""
+        return self._reply(record.text, views, error=not record.ok)
+
+    def problem_message(self, parsed: ParsedTurn) -> Message:
+        """The user turn that tells the model why its turn could not be read."""
+        if parsed.problem is None:
+            raise ValueError("a well-formed turn has no problem to tell")
+        detail = f" ({parsed.detail})" if parsed.detail else ""
+        return self._reply(_PROBLEM_TEXTS[parsed.problem] + detail, (), error=True)
+
+    def _reply(self, text: str, views: Sequence[View], *, error: bool) -> Message:
+        source = _shipped("tool") if self.tool_reply is None else self.tool_reply
+        return _render("user", source, views=views, text=text, error=error)
+
+    # --- what the model wrote ---------------------------------------------------------------------------------------
+
+    def parse(self, text: str) -> ParsedTurn:
+        """Read one turn. Total: any string gives a `ParsedTurn`, never an exception."""
+        if self.style == "plain":
+            answer = text.strip()
+            return ParsedTurn(answer=answer) if answer else ParsedTurn(problem=ParseProblem.EMPTY_ANSWER)
+        return _parse_think(text)
+
+
+_PROBLEM_TEXTS = {
+    ParseProblem.NO_THINK: "the turn must begin with <think>...</think>",
+    ParseProblem.UNCLOSED: "a tag was opened and not closed",
+    ParseProblem.NO_ACTION: "the turn holds neither a tool call nor an answer",
+    ParseProblem.TWO_ACTIONS: "the turn must hold exactly one tool call or one answer",
+    ParseProblem.STRAY_TEXT: "there is text outside the tags",
+    ParseProblem.BAD_JSON: "the tool call is not valid JSON",
+    ParseProblem.BAD_CALL: 'a tool call is {"name": "...", "arguments": {...}}',
+    ParseProblem.EMPTY_ANSWER: "the answer is empty",
+}
+
+
+def _parse_think(text: str) -> ParsedTurn:
+    body = text.strip()
+    answer = _only_answer(body)
+
+    def problem(kind: ParseProblem, detail: str = "", think: str | None = None) -> ParsedTurn:
+        return ParsedTurn(think=think, answer=answer, problem=kind, detail=detail)
+
+    if not body.startswith("<think>"):
+        return problem(ParseProblem.NO_THINK)
+    think, closed, rest = body.removeprefix("<think>").partition("</think>")
+    if not closed:
+        return problem(ParseProblem.UNCLOSED, "<think>")
+    think, rest = think.strip(), rest.strip()
+    if any(tag in think for tag in _TAGS):
+        return problem(ParseProblem.STRAY_TEXT, "a tag inside <think>")
+    calls, answers = rest.count("<tool_call>"), rest.count("<answer>")
+    if calls + answers == 0:
+        return problem(ParseProblem.STRAY_TEXT if rest else ParseProblem.NO_ACTION, think=think)
+    if calls + answers > 1:
+        return problem(ParseProblem.TWO_ACTIONS, think=think)
+    name = "tool_call" if calls else "answer"
+    if f"</{name}>" not in rest:
+        return problem(ParseProblem.UNCLOSED, f"<{name}>", think)
+    inner = rest.removeprefix(f"<{name}>").removesuffix(f"</{name}>")
+    if len(inner) != len(rest) - 2 * len(name) - 5 or any(tag in inner for tag in _TAGS):
+        return problem(ParseProblem.STRAY_TEXT, think=think)
+    if name == "answer":
+        inner = inner.strip()
+        if not inner:
+            return problem(ParseProblem.EMPTY_ANSWER, think=think)
+        return ParsedTurn(think=think, answer=inner)
+    call = parse_call(inner)
+    return ParsedTurn(think=think, call=call) if isinstance(call, ToolCall) else problem(call[0], call[1], think)
+
+
+def _only_answer(body: str) -> str | None:
+    """The text of the one answer in a turn that calls no tool, however malformed the rest is; else None."""
+    if body.count("<answer>") != 1 or body.count("</answer>") != 1 or "<tool_call>" in body:
+        return None
+    return body.partition("<answer>")[2].partition("</answer>")[0].strip() or None
+
+
+def parse_call(text: str) -> ToolCall | tuple[ParseProblem, str]:
+    """Read a tool call's JSON strictly: no duplicate keys, no NaN, no lone surrogates, no depth that breaks the parser."""
+    if len(text) > MAX_CALL_CHARS:
+        return ParseProblem.BAD_JSON, f"longer than {MAX_CALL_CHARS} characters"
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        return ParseProblem.BAD_JSON, "nested too deeply"
+    except UnicodeEncodeError:
+        return ParseProblem.BAD_JSON, "a lone surrogate"
+    except ValueError as error:
+        return ParseProblem.BAD_JSON, str(error)[:200]
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"name", "arguments"}
+        or not isinstance(value["name"], str)
+        or not isinstance(value["arguments"], dict)
+    ):
+        return ParseProblem.BAD_CALL, ""
+    return ToolCall(value["name"], value["arguments"])
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+# --- rendering ------------------------------------------------------------------------------------------------------
+
+
+def _question_parts(question: str, views: Sequence[View]) -> tuple[Part, ...]:
+    pieces = question.split(IMAGE_MARK)
+    if views and len(pieces) - 1 == len(views):
+        parts: list[Part] = [pieces[0]]
+        for view, piece in zip(views, pieces[1:], strict=True):
+            parts += [ViewPart(view.index), piece]
+    else:
+        parts = [*(ViewPart(view.index) for view in views), question]
+    return tuple(part for part in parts if part != "")
+
+
+@lru_cache
+def _shipped(name: str) -> str:
+    return files("agentvision").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=64)
+def _template(source: str) -> Any:
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    env.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    env.filters["image"] = lambda view: view["mark"]
+    try:
+        return env.from_string(source)
+    except TemplateError as error:
+        raise RecipeError(f"protocol: the template cannot be read: {error} (in {source[:80]!r})") from None
+
+
+def _render(role: Role, source: str, *, views: Sequence[View], **values: Any) -> Message:
+    """Render a template; each view's mark holds a fresh random number, so no text can stand for an image."""
+    nonce = secrets.token_hex(8)
+    shown = [
+        {"index": v.index, "width": v.size[0], "height": v.size[1], "mark": f"\ue000{nonce}:{k}\ue001"}
+        for k, v in enumerate(views)
+    ]
+    try:
+        text = _template(source).render(views=shown, **values).strip()
+    except TemplateError as error:
+        raise RecipeError(f"protocol: the template cannot be rendered: {error} (in {source[:80]!r})") from None
+    pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", text)
+    parts: list[Part] = [ViewPart(views[int(p)].index) if k % 2 else p for k, p in enumerate(pieces)]
+    return Message(role, tuple(part for part in parts if part != ""))
