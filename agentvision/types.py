@@ -333,6 +333,8 @@ class Trajectory:
     """Its place among the G rollouts of its sample."""
     seconds: float = 0.0
     error: str = ""
+    env_reward: float = 0.0
+    """Sum of the rewards that the environment itself gave."""
     scores: Mapping[str, Score] = field(default_factory=dict)
     """Each reward's unweighted score, by name; filled by scoring."""
     reward: float | None = None

@@ -1,0 +1,264 @@
+"""The agent loop: one episode, the G episodes of a group, many groups as they finish.
+
+An episode is a coroutine: it waits for its policy, its tools, nothing else; there is no turn barrier. Whatever goes wrong
+inside one is recorded as its `StopReason`; only cancellation passes through. The loop commits a tool's reply whole or not
+at all: its tokens, images included, are counted before they are appended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from agentvision.env import Environment
+from agentvision.images import ImageStore
+from agentvision.policy import Completion, Policy, Request, SamplingParams
+from agentvision.tokens import token_count
+from agentvision.types import (
+    Group,
+    Message,
+    ParsedTurn,
+    ParseProblem,
+    Sample,
+    Segment,
+    StopReason,
+    TextSegment,
+    Trajectory,
+    Turn,
+    View,
+)
+
+MakeEnv: TypeAlias = Callable[[], Environment]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an episode may use. `context_tokens` counts all tokens, images included; None is no limit."""
+
+    context_tokens: int | None = None
+    deadline_s: float | None = None
+
+
+def seed_for(*parts: object) -> int:
+    """A 63-bit seed from any values: stable over processes and machines, unlike `hash`."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class _Episode:
+    """The state of one episode while it runs; becomes a `Trajectory`, whatever happens."""
+
+    def __init__(self, sample: Sample, policy: Policy, store: ImageStore, sampling: SamplingParams, limits: Limits,
+                 group: str, rollout: int, tools: Sequence[Mapping[str, object]]) -> None:  # fmt: skip
+        self.sample, self.policy, self.store, self.sampling, self.limits = sample, policy, store, sampling, limits
+        self.group, self.rollout, self.tools = group, rollout, tuple(tools)
+        self.messages: tuple[Message, ...] = ()
+        self.views: tuple[View, ...] = ()
+        self.segments: tuple[Segment, ...] = ()
+        self.turns: list[Turn] = []
+        self.stop: StopReason | None = None
+        self.answer: str | None = None
+        self.error = ""
+        self.full_tokens = 0
+        self.env_reward = 0.0
+        self.blame = StopReason.ENV_ERROR
+        """Whose code runs now: where an exception would be recorded."""
+
+    async def run(self, env: Environment, seed: int) -> None:
+        opening = await env.reset(self.sample, seed=seed)
+        self.full_tokens = opening.full_tokens
+        if not self.commit(opening.messages, opening.views):
+            self.stop = StopReason.CONTEXT
+        while self.stop is None:
+            started = time.perf_counter()
+            completion = await self.complete()
+            message = Message("assistant", (completion.text,))
+            self.messages += (message,)
+            if completion.ids:
+                self.segments += (
+                    TextSegment(completion.ids, sampled=True, logprobs=completion.logprobs, version=completion.version),
+                )
+            spent = {"tokens": len(completion.ids), "seconds": time.perf_counter() - started}
+            if not completion.ended:
+                unfinished = ParsedTurn(problem=ParseProblem.UNCLOSED, detail="token limit")
+                self.turns.append(Turn(completion.text, unfinished, **spent))
+                self.stop = StopReason.LENGTH
+                return
+            result = await env.step(message)
+            turn = replace(result.turn, **spent)
+            self.env_reward += result.reward
+            self.stop, self.answer = result.stop, result.answer
+            if result.stop is None and result.observation is not None:
+                shown = result.observation
+                if not self.commit(shown.messages, shown.views):
+                    self.stop = StopReason.CONTEXT
+                    if turn.tool is not None:
+                        turn = replace(turn, tool=replace(turn.tool, views=(), detail="not shown: no room left"))
+            self.turns.append(turn)
+
+    async def complete(self) -> Completion:
+        room = self.sampling.max_tokens
+        if self.limits.context_tokens is not None and self.policy.codec is not None:
+            room = min(room, self.limits.context_tokens - token_count(self.segments))
+        self.blame = StopReason.POLICY_ERROR
+        completion = await self.policy.complete(
+            Request(
+                session=f"{self.group}/{self.rollout}",
+                group=self.group,
+                messages=self.messages,
+                views=self.views,
+                segments=self.segments,
+                store=self.store,
+                sampling=replace(self.sampling, max_tokens=room),
+                turn=len(self.turns),
+                tools=self.tools,
+            )
+        )
+        self.blame = StopReason.ENV_ERROR
+        return completion
+
+    def commit(self, messages: Sequence[Message], views: Sequence[View]) -> bool:
+        """Append an observation whole, or leave everything as it was and say False when it does not fit."""
+        all_messages, all_views = (*self.messages, *messages), (*self.views, *views)
+        codec = self.policy.codec
+        segments = self.segments
+        if codec is not None:
+            if self.turns or self.segments:
+                segments += codec.encode_next(self.segments, all_messages, all_views)
+            else:
+                segments = codec.encode_opening(all_messages, all_views)
+            limit = self.limits.context_tokens
+            if limit is not None and token_count(segments) >= limit:
+                return False
+        self.messages, self.views, self.segments = all_messages, all_views, segments
+        return True
+
+    def finish(self, seconds: float) -> Trajectory:
+        return Trajectory(
+            sample=replace(self.sample, images=()),
+            turns=tuple(self.turns),
+            messages=self.messages,
+            views=self.views,
+            stop=self.stop or StopReason.ENV_ERROR,
+            answer=self.answer,
+            segments=self.segments,
+            originals=tuple(dict.fromkeys(view.original for view in self.views)),
+            full_tokens=self.full_tokens,
+            rollout=self.rollout,
+            seconds=seconds,
+            error=self.error,
+            env_reward=self.env_reward,
+        )
+
+
+async def run_episode(
+    sample: Sample,
+    *,
+    env: Environment,
+    policy: Policy,
+    store: ImageStore,
+    sampling: SamplingParams,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    group: str = "",
+    rollout: int = 0,
+    tools: Sequence[Mapping[str, object]] = (),
+) -> Trajectory:
+    """Run one episode to its end. Never raises for what happens inside it; cancellation passes through."""
+    episode = _Episode(sample, policy, store, sampling, limits, group or sample.id, rollout, tools)
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(limits.deadline_s) as clock:
+            await episode.run(env, seed_for(sampling.seed, "env"))
+    except TimeoutError as error:
+        if clock.expired():
+            episode.stop, episode.error = StopReason.DEADLINE, f"not done after {limits.deadline_s} s"
+        else:
+            episode.stop, episode.error = episode.blame, _describe(error)
+    except Exception as error:
+        episode.stop, episode.error = episode.blame, _describe(error)
+    finally:
+        await policy.release(f"{episode.group}/{rollout}")
+        await env.close()
+    return episode.finish(time.perf_counter() - started)
+
+
+def _describe(error: Exception) -> str:
+    """One line that names the error, then where it came from; for logs and the journal, never for a model."""
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-3:])}"
+
+
+async def run_group(
+    sample: Sample,
+    *,
+    size: int,
+    make_env: MakeEnv,
+    policy: Policy,
+    store: ImageStore,
+    sampling: SamplingParams,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    group: str = "",
+    tools: Sequence[Mapping[str, object]] = (),
+) -> Group:
+    """The `size` episodes of one sample, side by side, each with its own seed."""
+    episodes = [
+        run_episode(
+            sample,
+            env=make_env(),
+            policy=policy,
+            store=store,
+            sampling=replace(sampling, seed=seed_for(sampling.seed, sample.id, k)),
+            limits=limits,
+            group=group or sample.id,
+            rollout=k,
+            tools=tools,
+        )
+        for k in range(size)
+    ]
+    return Group(replace(sample, images=()), tuple(await asyncio.gather(*episodes)))
+
+
+async def rollout_groups(
+    samples: Iterable[tuple[str, Sample]],
+    *,
+    size: int,
+    make_env: MakeEnv,
+    policy: Policy,
+    store: ImageStore,
+    sampling: SamplingParams,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    tools: Sequence[Mapping[str, object]] = (),
+    in_flight: int = 64,
+) -> AsyncIterator[Group]:
+    """Groups of (name, sample) pairs in the order in which they finish, at most `in_flight` of them at work at a time.
+
+    The name must be unique among groups in flight (a sample may be drawn twice). Leaving the iterator early cancels the
+    rest and frees what they held.
+    """
+    waiting = iter(samples)
+    running: set[asyncio.Task[Group]] = set()
+
+    def start_some() -> None:
+        while len(running) < in_flight and (item := next(waiting, None)) is not None:
+            name, sample = item
+            work = run_group(
+                sample, size=size, make_env=make_env, policy=policy, store=store, sampling=sampling, limits=limits,
+                group=name, tools=tools,
+            )  # fmt: skip
+            running.add(asyncio.create_task(work, name=f"group {name}"))
+
+    try:
+        start_some()
+        while running:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            running.difference_update(done)
+            start_some()
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
