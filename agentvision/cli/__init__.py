@@ -1,1 +1,53 @@
+"""The command line: one file a command, imported when it is called.
 
+Nothing here imports torch. Every error that a user can mend is one clear line on stderr and exit code 2; `--debug`, before
+or after the command, adds the traceback. Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from agentvision import __version__
+from agentvision.errors import AgentVisionError
+
+app = cyclopts.App(
+    name="agentvision",
+    help="Train, evaluate and run agents that look closer at images.",
+    help_epilogue="--debug shows the traceback of an error.",
+    version=__version__,
+)
+app.command("agentvision.cli.train:train", name="train", help="Train a recipe's policy.")
+app.command("agentvision.cli.eval:evaluate", name="eval", help="Evaluate a model on a recipe's held-out questions.")
+app.command("agentvision.cli.run:run", name="run", help="Ask one question about one image, and see every turn.")
+app.command("agentvision.cli.report:report", name="report", help="Write the report of a run directory.")
+app.command("agentvision.cli.tools:app", name="tools", help="List tools, and try one on a picture.")
+app.command("agentvision.cli.recipes:app", name="recipes", help="List, show and check recipes.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `agentvision` command."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        app(tokens, exit_on_error=False, print_error=True)
+    except cyclopts.CycloptsError:
+        sys.exit(2)
+    except AgentVisionError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): there is nobody left to tell.
+        sys.stderr.close()
+        sys.exit(141)

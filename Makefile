@@ -1,0 +1,39 @@
+# The project's commands. Everything runs in .venv, which `make setup` makes; PYTHON picks the interpreter for it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+.PHONY: setup demo test lint reproduce bench tiny clean help
+
+help:  ## List the commands.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## Make .venv with the pinned dependencies.
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "agentvision needs Python 3.11 or newer; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## Train the tiny VisionThink recipe, evaluate it and write its report (runs/demo/report.html).
+	@if [ -f $(RUN)/export/config.json ]; then echo "$(RUN): already trained"; \
+	elif [ -d $(RUN)/checkpoints ]; then $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN) --resume; \
+	else $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN); fi
+	@if [ -f $(RUN)/results.json ]; then echo "$(RUN)/results.json: already there"; \
+	else $(BIN)/agentvision eval recipes/visionthink.yaml --profile tiny --model $(RUN)/export --out $(RUN); fi
+	@$(BIN)/agentvision report $(RUN)
+
+test: setup  ## Run the tests.
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: setup  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## Remove what was built, but not runs/.
+	rm -rf $(VENV) build *.egg-info
