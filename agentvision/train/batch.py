@@ -182,7 +182,7 @@ class _Collector:
             segments = examples[index].segments
             skip = row.opening if branch > 1 else 0
             start, end = len(ids) - skip, _fed(segments)
-            all_positions = torch.as_tensor(mrope_positions(segments, merge=merge))
+            all_positions = mrope_positions(segments, merge=merge).ids
             positions[:, start + skip : start + end] = all_positions[:, skip:end]
             self._add_segments(examples[index], index, ids=ids, start=start, skip=skip, end=end, opening=row.opening)
             branches += [0 if start + t < row.opening else branch for t in range(skip, end)]
