@@ -1,0 +1,447 @@
+"""The recipe: what a run is, as one frozen model.
+
+A section a noun. Nothing here is derived, nothing loads a model, a tool or a file: runtime objects are built from a recipe
+elsewhere. Names of tools, rewards, policies and data sources are plain strings, because plug-ins are found when the run is
+built. Rules that span sections stand in `_contradictions`. Reading YAML, profiles and overrides are `load`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from agentvision.recipe.tree import Origins
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
+"""Column names; one alone may be written without the list."""
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, closed to unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Plugin(Section):
+    """A plug-in by name, written in YAML as `name` or as `name: {key: value, …}`."""
+
+    name: Name
+    """A registered name, a dotted path `package.module:name`, or `./file.py:name`."""
+    params: dict[str, JsonValue] = {}
+    """Keyword arguments of the plug-in."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_form(cls, data: Any, info: ValidationInfo) -> Any:
+        if isinstance(data, cls) or (info.mode == "python" and isinstance(data, dict) and "name" in data):
+            return data
+        if isinstance(data, str):
+            return {"name": data}
+        if not isinstance(data, dict) or len(data) != 1:
+            raise ValueError("must be a name, or a map of one name to its parameters such as `name: {key: value}`")
+        ((name, params),) = data.items()
+        if params is not None and not isinstance(params, dict):
+            raise ValueError(f"the parameters of {name!r} must be a map, not {params!r}")
+        own = {key: value for key, value in (params or {}).items() if key in cls._own_keys()}
+        return {"name": name, "params": {k: v for k, v in (params or {}).items() if k not in own}, **own}
+
+    @classmethod
+    def _own_keys(cls) -> frozenset[str]:
+        """Keys of the map that are this program's, not the plug-in's."""
+        return frozenset(cls.model_fields) - {"name", "params"}
+
+    @model_serializer
+    def _to_file_form(self) -> dict[str, Any]:
+        return {self.name: {**{key: getattr(self, key) for key in sorted(self._own_keys())}, **self.params}}
+
+
+class RewardPart(Plugin):
+    """One part of the total reward."""
+
+    weight: float = 1.0
+    """Factor on the part's score in the total."""
+
+
+class Model(Section):
+    """The model to run or train."""
+
+    path: Name
+    """A Hugging Face id, a local folder, or `package://tiny-vlm` (the small model that ships with this package)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the weights as loaded: `auto` takes the checkpoint's. Training in bfloat16 wants float32 weights here and
+    `trainer.mixed_precision: bf16`."""
+    attn: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Attention kernel: `auto` takes the library's choice."""
+    device: Name = "auto"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes what accelerate finds."""
+    min_pixels: Positive | None = None
+    """Images below this area are enlarged before the vision tower. None: the processor's own."""
+    max_pixels: Positive | None = None
+    """Images above this area are reduced before the vision tower. None: the processor's own."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Only for checkpoints you would run as a program."""
+    freeze: tuple[Literal["vision", "projector"], ...] = ()
+    """Parts that keep their weights: `vision` the vision tower, `projector` what joins it to the language model."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+class Policy(Section):
+    """What completes turns."""
+
+    backend: Name = "transformers"
+    """A policy plug-in."""
+    max_rows: Positive | None = None
+    """Sequences decoded together at most. None: the backend's choice."""
+    concurrency: Positive | None = None
+    """Episodes in flight at most. None: as many as a batch has."""
+    options: dict[str, JsonValue] = {}
+    """Further keyword arguments of the backend."""
+
+
+class Fields(Section):
+    """Which column of a data set holds what. A list is tried in order; the first that is there and not empty counts."""
+
+    question: Columns = ("question", "problem")
+    """The question's text; `<image>` in it marks an image's place."""
+    images: Columns = ("images", "image")
+    """One image or a list of them."""
+    answer: Columns = ("answer", "original_answer", "solution")
+    """The ground truth."""
+    id: Columns = ("id", "doc_id")
+    """The row's name; repeated names are numbered, missing ones are the row's index."""
+    meta: Columns = ()
+    """Columns carried along in `Sample.meta`."""
+
+
+class Split(Section):
+    """One set of questions. What is left out is inherited from `data`."""
+
+    source: Name | None = None
+    """A data plug-in. None: `data.source`."""
+    path: str | None = None
+    """A file, a folder or an id on the Hub, for sources that read one. None: `data.path`."""
+    split: Name | None = None
+    """The split's name in the source. None: `train` for training, `test` for evaluation."""
+    limit: Positive | None = None
+    """Use at most so many questions. None: all there are."""
+    fields: Fields | None = None
+    """Columns of the source. None: `data.fields`."""
+    options: dict[str, JsonValue] = {}
+    """Further keyword arguments of the source; laid over `data.options`."""
+
+
+class Data(Section):
+    """Where questions come from. `source`, `path`, `fields` and `options` here are the defaults of both splits."""
+
+    source: Name
+    """A data plug-in: `glyphs` and `handwriting` are made here, `files` reads local files, `hub` the Hugging Face Hub."""
+    path: str | None = None
+    """A file, a folder or an id on the Hub, for sources that read one."""
+    fields: Fields = Fields()
+    """Columns of the source, for sources that have columns."""
+    options: dict[str, JsonValue] = {}
+    """Further keyword arguments of the source."""
+    train: Split = Split()
+    """Questions to train on."""
+    eval: Split = Split()
+    """Held-out questions."""
+
+
+class FirstView(Section):
+    """What the model sees of an image before it asks for more."""
+
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on each side of the original: 0.5 costs a quarter of the visual tokens."""
+
+
+class Env(Section):
+    """The episode: what is seen, what can be done, when it ends."""
+
+    first_view: FirstView = FirstView()
+    """How the question's images are shown at first."""
+    tools: tuple[Plugin, ...] = ()
+    """Tools on offer: `- crop`, or `- crop: {key: value}`."""
+    max_turns: Positive = 2
+    """Turns of the model at most; a tool call in the last is not carried out."""
+    max_images: Positive = 2
+    """Views an episode may show at most."""
+    on_malformed: Literal["retry", "stop"] = "retry"
+    """After a turn outside the grammar: tell the model and go on while turns are left, or stop."""
+    deadline_s: Rate = 600.0
+    """Seconds an episode may take."""
+    tool_timeout_s: Rate = 30.0
+    """Seconds a tool call may take where the tool sets no limit of its own."""
+
+
+class Protocol(Section):
+    """The grammar of turns and the texts around them."""
+
+    style: Literal["think", "plain"] = "think"
+    """`think`: `<think>…</think>`, then one tool call or one `<answer>`. `plain`: the whole turn is the answer."""
+    system: str | None = None
+    """Jinja source of the system turn (sees `tools`). None: the template shipped for the style."""
+    tool_reply: str | None = None
+    """Jinja source of the turn that carries a tool's reply (sees `text`, `error`, `views`). None: the shipped one."""
+
+
+class Sampling(Section):
+    """How turns are sampled in training. Evaluation differs only where `evaluation` says so."""
+
+    temperature: Weight = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; training needs 1 (a cut distribution biases the ratio)."""
+    top_k: NotNegative = 0
+    """Candidates a token; 0 is all of them, as training needs."""
+    max_tokens: Positive = 1024
+    """Tokens a turn may have."""
+    context_tokens: Positive = 8192
+    """Tokens an episode may have, images included."""
+
+
+class KL(Section):
+    """Pull towards the reference model, the one that training started from."""
+
+    coef: Weight = 0.0
+    """β in Eq. 3. At 0 no reference model is kept."""
+    estimator: Literal["k3"] = "k3"
+    """k3 = exp(Δ) - Δ - 1, unbiased and never negative."""
+
+
+class Resample(Section):
+    """What becomes of groups whose rewards are all equal: they carry no gradient."""
+
+    max_rounds: NotNegative = 2
+    """Rounds of fresh prompts drawn in their place in a step. 0: they are dropped."""
+
+
+class Algorithm(Section):
+    """Group-relative policy optimisation over several turns (VisionThink, Eq. 3)."""
+
+    name: Literal["grpo"] = "grpo"
+    """The algorithm."""
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """G: rollouts a prompt."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """ε: the ratio is clipped below at 1 - ε."""
+    clip_high: Rate | None = None
+    """The ratio is clipped above at 1 + this. None: same as `clip`."""
+    kl: KL = KL()
+    """The pull towards the reference."""
+    entropy: Weight = 0.0
+    """Coefficient of the entropy bonus."""
+    advantage_std: bool = True
+    """Divide by the group's unbiased standard deviation + 1e-6."""
+    loss_norm: Literal["trajectory", "token", "constant"] = "trajectory"
+    """`trajectory`: mean over a trajectory's own tokens, then over trajectories (Eq. 3). `token`: mean over all tokens of the
+    batch. `constant`: sum over tokens divided by `sampling.max_tokens`, then mean over trajectories."""
+    epochs: Positive = 1
+    """Passes over the trajectories of a step."""
+    resample: Resample = Resample()
+    """Groups without a signal."""
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    lr: Rate = 1e-6
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of the two moments."""
+    weight_decay: Weight = 0.01
+    """Decoupled; not applied to biases and norms."""
+    grad_clip: Rate = 1.0
+    """Norm that the gradient is cut to."""
+    warmup_steps: NotNegative = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up, towards 0 at the last step unless constant."""
+
+
+class Trainer(Optimizer):
+    """The loop: how many steps of what size, and what is kept."""
+
+    steps: NotNegative = 100
+    """Steps of rollout and update. 0: this recipe is evaluated, not trained."""
+    prompts_per_step: Positive = 512
+    """Prompts a step, each rolled out `algorithm.group_size` times."""
+    mini_batch_prompts: Positive | None = None
+    """Prompts an optimizer update. None: one update a step."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens a forward pass at most; changes memory and speed, never the loss. None: the trainer's choice."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """`bf16`: compute in bfloat16 over float32 weights."""
+    save_every: NotNegative = 5
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    keep: Positive = 2
+    """Checkpoints kept."""
+    eval_every: NotNegative = 5
+    """Steps between evaluations on held-out questions. 0: none while training."""
+    eval_n: Positive = 100
+    """Questions of such an evaluation."""
+    max_bad_steps: Positive = 3
+    """Skipped steps in a row (loss, gradient or log-probs not finite) after which the run stops."""
+    max_invalid_share: Share = 0.5
+    """Share of trajectories without a valid reward above which the run stops."""
+
+
+class WarmStart(Optimizer):
+    """A supervised stage before the first GRPO step, on demonstrations that the data source can write."""
+
+    steps: Positive
+    """Updates."""
+    batch_size: Positive = 64
+    """Demonstrations an update."""
+    lr: Rate = 1e-3
+    """Peak learning rate."""
+    data: Split = Split()
+    """Source of the demonstrations."""
+
+
+class Wandb(Section):
+    """A copy of metrics and rollouts for Weights & Biases. The key comes from its own login, never from a recipe."""
+
+    project: Name = "agentvision"
+    """The project's name."""
+    entity: str | None = None
+    """User or team. None: the login's default."""
+    group: str | None = None
+    """Runs shown together."""
+    tags: tuple[str, ...] = ()
+    """Labels of the run."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes beside the run and sends nothing."""
+    rollouts: NotNegative = 8
+    """Trajectories a step in the table of rollouts, with their images."""
+
+
+class Tracking(Section):
+    """What is written beside the checkpoints. `metrics.jsonl` always is."""
+
+    wandb: Wandb | None = None
+    """None: nothing is sent or imported."""
+    trajectories_every: NotNegative = 1
+    """Steps between those whose trajectories are written. 0: none."""
+
+
+class Evaluation(Section):
+    """How held-out questions are asked; everything else is as in training."""
+
+    n: Positive = 500
+    """Questions."""
+    temperature: Weight = 0.0
+    """0 is greedy."""
+    seed: int | None = None
+    """Picks the questions of a generated source and seeds sampling. None: the recipe's seed."""
+
+
+class Recipe(Section):
+    """A whole run. Frozen; compare with `==`, which looks at values and not at where they came from."""
+
+    name: Name
+    """Of the run, in reports and trackers."""
+    description: str = ""
+    """What it is for, in a sentence."""
+    seed: NotNegative = 0
+    """Of everything that draws: data, sampling, order, initial weights."""
+    model: Model
+    """The model to run or train."""
+    policy: Policy = Policy()
+    """What completes turns."""
+    data: Data
+    """Questions."""
+    env: Env = Env()
+    """The episode."""
+    protocol: Protocol = Protocol()
+    """The grammar of turns."""
+    sampling: Sampling = Sampling()
+    """How turns are sampled."""
+    rewards: tuple[RewardPart, ...] = ()
+    """Parts of the total reward: `- format: {weight: 0.5}`."""
+    algorithm: Algorithm = Algorithm()
+    """The objective."""
+    trainer: Trainer = Trainer()
+    """The loop."""
+    warm_start: WarmStart | None = None
+    """A supervised stage before. None: none."""
+    tracking: Tracking = Tracking()
+    """What is written and sent."""
+    evaluation: Evaluation = Evaluation()
+    """Held-out questions."""
+
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    @property
+    def origins(self) -> Mapping[tuple[str, ...], str]:
+        """Where each value came from (`visionthink.yaml:12`, `profile tiny, …`, `override`), by its path of keys."""
+        return self._origins.labels
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        errors = [
+            InitErrorDetails(type=PydanticCustomError("contradiction", "{what}", {"what": what}), loc=loc, input=None)
+            for loc, what in _contradictions(self)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("Recipe", errors)
+        return self
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path, what) of everything that is valid in its section and wrong beside another."""
+    for section, plugins in (("rewards", recipe.rewards), ("env.tools", recipe.env.tools)):
+        names = [plugin.name for plugin in plugins]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield (*section.split("."), index), f"{name!r} stands here twice; each may stand once"
+    if recipe.protocol.style == "plain" and recipe.env.tools:
+        yield ("env", "tools"), "the style 'plain' has no tool calls: leave the tools out, or set protocol.style to 'think'"
+    low, high = recipe.model.min_pixels, recipe.model.max_pixels
+    if low is not None and high is not None and low > high:
+        yield ("model", "min_pixels"), f"must not be above model.max_pixels ({high}), not {low}"
+    if recipe.sampling.max_tokens > recipe.sampling.context_tokens:
+        tokens = recipe.sampling.context_tokens
+        yield ("sampling", "max_tokens"), f"must not be above sampling.context_tokens ({tokens}), not {recipe.sampling.max_tokens}"
+    if recipe.trainer.steps == 0:
+        return
+    if not recipe.rewards:
+        yield ("rewards",), "training needs at least one reward (or trainer.steps: 0)"
+    biased = "; training needs {}, anything else biases the probability ratio"
+    if recipe.sampling.temperature == 0:
+        yield ("sampling", "temperature"), "must be above 0, not 0; greedy rollouts are all equal and teach nothing"
+    if recipe.sampling.top_p != 1:
+        yield ("sampling", "top_p"), f"must be 1, not {recipe.sampling.top_p}" + biased.format("top_p 1")
+    if recipe.sampling.top_k != 0:
+        yield ("sampling", "top_k"), f"must be 0, not {recipe.sampling.top_k}" + biased.format("top_k 0")
+    mini, prompts = recipe.trainer.mini_batch_prompts, recipe.trainer.prompts_per_step
+    if mini is not None and prompts % mini:
+        yield ("trainer", "mini_batch_prompts"), f"must divide trainer.prompts_per_step ({prompts}), not {mini}"
