@@ -1,0 +1,148 @@
+"""From a recipe to the objects that run it. The only place where the two meet.
+
+A recipe is data; tools, policies, rewards and data sources are found by name through `plugins`. Each `build_*` makes one
+kind of object and nothing else, so that an application can take the parts it wants and bring its own for the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from agentvision import plugins
+from agentvision.compute import VisionSpec
+from agentvision.env import FirstView, VisionEnv
+from agentvision.errors import AgentVisionError, PluginError, suggest
+from agentvision.images import ImageStore
+from agentvision.policy import Policy, SamplingParams
+from agentvision.protocol import Protocol
+from agentvision.recipe import Recipe
+from agentvision.rewards import Rewards
+from agentvision.rollout import Limits, MakeEnv
+from agentvision.tool import Tool
+
+PACKAGED_MODELS = {"tiny-vlm": "tiny/checkpoint"}
+"""What `package://NAME` stands for."""
+
+
+def model_path(path: str) -> str:
+    """A recipe's `model.path` as transformers takes it: `package://NAME` becomes the folder inside this package."""
+    scheme, separator, name = path.partition("://")
+    if not separator or scheme != "package":
+        return path
+    if name not in PACKAGED_MODELS:
+        raise PluginError(f"no model {name!r} ships with this package.{suggest(name, PACKAGED_MODELS)}")
+    return str(Path(str(files("agentvision"))) / PACKAGED_MODELS[name])
+
+
+def build_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
+    """The recipe's policy with its model, or with another (`model`: a folder or hub id)."""
+    backend = plugins.load("policies", recipe.policy.backend)
+    settings = recipe.model
+    options: dict[str, Any] = {
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "attn": settings.attn,
+        "device": settings.device,
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "trust_remote_code": settings.trust_remote_code,
+        "max_rows": recipe.policy.max_rows,
+    }
+    options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
+    path = model_path(model if model is not None else settings.path)
+    make = getattr(backend, "from_pretrained", None)
+    if make is None:
+        return _call(backend, options | {"model": path}, f"policy {recipe.policy.backend!r}")
+    return _call(make, {"path": path, **options}, f"policy {recipe.policy.backend!r}")
+
+
+def build_tools(recipe: Recipe) -> list[Tool]:
+    """The tools that the recipe names. A plug-in is a `Tool`, a function that makes one, or a class with `@tool` methods."""
+    tools: list[Tool] = []
+    for plugin in recipe.env.tools:
+        found = plugins.load("tools", plugin.name)
+        if not isinstance(found, Tool):
+            found = _call(found, dict(plugin.params), f"tool {plugin.name!r}")
+        elif plugin.params:
+            raise PluginError(f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}")
+        tools += [found] if isinstance(found, Tool) else _methods(found, plugin.name)
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise PluginError(f"two tools are called {name!r}; rename one (`dataclasses.replace(tool, name=…)`)")
+    return tools
+
+
+def _methods(toolset: object, name: str) -> list[Tool]:
+    found = [getattr(toolset, attribute) for attribute in dir(type(toolset)) if not attribute.startswith("_")]
+    tools = [tool for tool in found if isinstance(tool, Tool)]
+    if not tools:
+        raise PluginError(f"tool {name!r}: {type(toolset).__name__!r} is neither a tool nor a class with @tool methods")
+    return tools
+
+
+def build_protocol(recipe: Recipe) -> Protocol:
+    settings = recipe.protocol
+    return Protocol(style=settings.style, system=settings.system, tool_reply=settings.tool_reply)
+
+
+def env_maker(recipe: Recipe, *, store: ImageStore, vision: VisionSpec, tools: Sequence[Tool]) -> MakeEnv:
+    """A function that makes a fresh environment for each episode; all of them share the store."""
+    settings, protocol = recipe.env, build_protocol(recipe)
+
+    def make() -> VisionEnv:
+        return VisionEnv(
+            tools=tools,
+            first_view=FirstView(scale=settings.first_view.scale),
+            max_turns=settings.max_turns,
+            max_images=settings.max_images,
+            vision=vision,
+            store=store,
+            protocol=protocol,
+            on_malformed=settings.on_malformed,
+        )
+
+    return make
+
+
+def build_rewards(recipe: Recipe) -> Rewards:
+    """The recipe's rewards, composed. In the recipe's file form each is one map of a name to its parameters."""
+    return Rewards.from_config([part.model_dump() for part in recipe.rewards])
+
+
+def sampling_of(recipe: Recipe, *, seed: int | None = None, temperature: float | None = None) -> SamplingParams:
+    """Training's sampling, or evaluation's when a temperature is given."""
+    settings = recipe.sampling
+    return SamplingParams(
+        temperature=settings.temperature if temperature is None else temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        seed=recipe.seed if seed is None else seed,
+    )
+
+
+def limits_of(recipe: Recipe) -> Limits:
+    return Limits(context_tokens=recipe.sampling.context_tokens, deadline_s=recipe.env.deadline_s)
+
+
+def _call(make: Any, options: dict[str, Any], what: str) -> Any:
+    """Call a plug-in with the recipe's options; a wrong one is the user's error, and named."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return make(**options)
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for key in options:
+            if key not in parameters:
+                raise PluginError(f"{what} has no parameter {key!r}.{suggest(key, parameters)}")
+    try:
+        return make(**options)
+    except AgentVisionError:
+        raise
+    except TypeError as error:
+        raise PluginError(f"{what} cannot be made: {error}") from error
