@@ -1,9 +1,9 @@
 """Frozen dataclasses to JSON values and back, so that what is read equals what was written.
 
 The types are the schema: an encoder and a decoder are compiled once from a dataclass's annotations (tuples, mappings,
-enums, optionals, unions of dataclasses, which carry their class's name as `type`). Where an annotation says `Any`, values
-that JSON lacks travel as `{"$": kind, "v": …}`: tuples, bytes, sets, non-finite floats, mappings with other keys than
-strings. What is none of these is kept as its `repr`, because a log must not kill the run that it is about.
+enums, optionals, unions of dataclasses, which carry their class's name as `type`). Where an annotation says `Any`,
+values that JSON lacks travel as `{"$": kind, "v": …}`: tuples, bytes, sets, non-finite floats, mappings with other keys
+than strings. What is none of these is kept as its `repr`, because a log must not kill the run that it is about.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 _TAG = "$"
@@ -58,7 +58,7 @@ def decode_any(value: Any) -> Any:
         return value
     if _TAG not in value:
         return {key: decode_any(item) for key, item in value.items()}
-    kind, inner = value[_TAG], value.get("v")
+    kind, inner = value[_TAG], value["v"]
     if kind == "float":
         return float(inner)
     if kind == "bytes":
@@ -71,7 +71,7 @@ def decode_any(value: Any) -> Any:
     return made(decode_any(item) for item in inner)
 
 
-@lru_cache(maxsize=None)
+@cache
 def codec(hint: Any) -> Codec:
     """Encoder and decoder of a type: a dataclass, or anything that annotates a field of one."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -118,7 +118,7 @@ def _dataclass_codec(cls: type) -> Codec:
 
 
 def _union_codec(args: Sequence[Any]) -> Codec:
-    classes = {arg.__name__: arg for arg in args if is_dataclass(arg)}
+    classes: dict[str, type] = {arg.__name__: arg for arg in args if isinstance(arg, type) and is_dataclass(arg)}
     if not classes:
         inner = [arg for arg in args if arg is not type(None)]
         encode, decode = codec(inner[0]) if len(inner) == 1 else (encode_any, decode_any)

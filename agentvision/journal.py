@@ -1,10 +1,10 @@
 """The journal: every trajectory of a run on disk, and back again.
 
 `trajectories.jsonl` is append-only, one JSON object a line: `{"schema": 1, "step": 3, "trajectory": {…}}`; the pixels
-stand beside it, each image once, as `images/<hash>.png`. Lines are flushed as they are written, so a killed run loses at
-most the line it was writing; that torn last line is cut off when the journal is opened again and skipped (with a warning)
-by readers. A run that resumes from step k appends `{"schema": 1, "rewind": k}`: what stood there for step k and later is
-history, and readers leave it out. Sharding, compression and indexing are left out: a reader streams.
+stand beside it, each image once, as `images/<hash>.png`. Lines are flushed as they are written, so a killed run loses
+at most the line it was writing; that torn last line is skipped by readers (with a warning) and cut off when the journal
+is opened again. A run that resumes from step k appends `{"schema": 1, "rewind": k}`: what stood there for step k and
+later is history, and readers leave it out. Sharding, compression and indexing are left out: a reader streams.
 """
 
 from __future__ import annotations
