@@ -1,0 +1,261 @@
+"""Pictures: loaded safely, stored once, resampled once.
+
+`open_image` admits a short list of formats, looks at the header before it decodes a pixel, and gives back upright RGB.
+`ImageStore` names pictures by their content, so that the rollouts of a group share pixels, hashes and renderings.
+`render` is the one resampling in the system: it goes from a box of the *original* straight to the size at which the
+model sees it, however many crops of crops lie between. URLs are `data:` only; nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from PIL import Image, ImageOps
+
+from agentvision.errors import ImageError
+from agentvision.types import Box, ImageHash, ImageSource, Size
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
+"""What is decoded. MPO is the JPEG that many cameras write."""
+MAX_PIXELS = 64_000_000
+"""Width · height that is decoded at most: 192 MB as RGB."""
+MAX_BYTES = 128 * 1024 * 1024
+"""Encoded size that is read at most."""
+
+_PNG_HINT = "save it as PNG or JPEG"
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def image_hash(image: Image.Image) -> ImageHash:
+    """sha256 over mode, size and pixels: pictures of equal bytes and other shape differ."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as upright RGB, fully decoded.
+
+    `source` is a PIL image, a path, encoded bytes, or a `data:` URL. Transparency is laid on white; 16-bit grey keeps its
+    high byte. Raises `ImageError` for what cannot be read, is not allowed, is animated, or is larger than `max_pixels`.
+    """
+    if isinstance(source, Image.Image):
+        return _upright_rgb(_checked(source, "a PIL image", max_pixels), "a PIL image")
+    data, name = _read(source)
+    try:
+        # Pillow warns and raises about bombs by a global limit; the limit here is ours, so both mean the same.
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name} is larger than the {max_pixels:,} pixels allowed; make it smaller") from None
+    except Exception:
+        raise ImageError(f"{name} is not a readable picture of {', '.join(FORMATS)}; {_PNG_HINT}") from None
+    with image:
+        return _upright_rgb(_checked(image, name, max_pixels), name)
+
+
+def decode_data_url(url: str) -> bytes:
+    """The bytes inside `data:image/…;base64,…` (or percent-encoded). Raises `ImageError`."""
+    head, comma, body = url.partition(",")
+    if not head.startswith("data:") or not comma:
+        raise ImageError(f"{url[:40]!r} is not a data: URL; it begins 'data:image/png;base64,'")
+    if len(body) > MAX_BYTES * 4 // 3:
+        raise ImageError(f"a data: URL of {len(body):,} characters is over the limit of {MAX_BYTES:,} bytes")
+    try:
+        return base64.b64decode(body, validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+    except (binascii.Error, ValueError):
+        raise ImageError(f"the data: URL {head[:40]!r} does not hold valid base64") from None
+
+
+def render(image: Image.Image, box: Box, size: Size) -> Image.Image:
+    """The box of the image (in its pixels, clamped to it) at `size` (width, height): the one resampling there is."""
+    x0, x1 = (min(max(x, 0.0), float(image.width)) for x in (box.x0, box.x1))
+    y0, y1 = (min(max(y, 0.0), float(image.height)) for y in (box.y0, box.y1))
+    if not (x0 < x1 and y0 < y1):
+        raise ImageError(f"{box!r} has no area inside a picture of {image.width} × {image.height} pixels")
+    if size == image.size and (x0, y0, x1, y1) == (0, 0, *image.size):
+        return image
+    return image.resize(size, resample=Image.Resampling.BICUBIC, box=(x0, y0, x1, y1))
+
+
+class ImageStore:
+    """Pictures in memory by their hash, and by what they were loaded and rendered from.
+
+    Safe for threads. Whatever is asked for again (a path, a rendering) is answered without work, and two who ask at once
+    share one piece of work. Stored pictures must not be changed in place.
+    """
+
+    def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = max_pixels
+        self._lock = threading.Lock()
+        self._images: dict[ImageHash, Image.Image] = {}
+        self._keys: dict[int, ImageHash] = {}  # id of a stored picture: it cannot be reused while the picture is held
+        self._made: dict[Hashable, Future[ImageHash]] = {}  # how a picture was made: at work, or done
+        self._refs: dict[Hashable, weakref.ref[Image.Image]] = {}  # PIL sources, whose id may be reused
+
+    def add(self, image: Image.Image) -> ImageHash:
+        """Store a picture as RGB (without a copy where it is RGB already)."""
+        key = self._keys.get(id(image))
+        if key is not None and self._images.get(key) is image:
+            return key
+        image = open_image(image, max_pixels=self._max_pixels)
+        key = image_hash(image)
+        with self._lock:
+            kept = self._images.setdefault(key, image)
+            self._keys[id(kept)] = key
+        return key
+
+    def load(self, source: ImageSource) -> ImageHash:
+        """Load and store a picture; see `open_image`. The same source is decoded once. Raises `ImageError`."""
+        how = self._source_key(source)
+        return self._once(how, lambda: open_image(source, max_pixels=self._max_pixels))
+
+    def render(self, key: ImageHash, box: Box, size: Size) -> ImageHash:
+        """Store a box of a stored picture at `size`; see `render`. The same rendering is made once."""
+        return self._once((key, box, size), lambda: render(self.get(key), box, size))
+
+    def get(self, key: ImageHash) -> Image.Image:
+        """The picture of this hash. Raises `KeyError` when it was never stored, or discarded."""
+        try:
+            return self._images[key]
+        except KeyError:
+            raise KeyError(f"no picture {key[:12]!r} in the store of {len(self._images)}; was it discarded?") from None
+
+    def size(self, key: ImageHash) -> Size:
+        """(width, height) of the picture of this hash."""
+        return self.get(key).size
+
+    def discard(self, keys: Iterable[ImageHash]) -> None:
+        """Forget these pictures, and everything rendered from them."""
+        with self._lock:
+            gone = set(keys)
+            for how, made in list(self._made.items()):
+                done = made.done() and made.exception() is None
+                if isinstance(how, tuple) and how[0] in gone and done:
+                    gone.add(made.result())
+                if done and made.result() in gone:
+                    del self._made[how]
+                    self._refs.pop(how, None)
+            for key in gone:
+                image = self._images.pop(key, None)
+                self._keys.pop(id(image), None)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def _source_key(self, source: ImageSource) -> Hashable:
+        if isinstance(source, Image.Image):
+            how = ("pil", id(source))
+            with self._lock:
+                known = self._refs.get(how)
+                if known is None or known() is not source:
+                    self._made.pop(how, None)
+                    self._refs[how] = weakref.ref(source)
+            return how
+        if isinstance(source, bytes):
+            return "bytes", hashlib.sha256(source).hexdigest()
+        if isinstance(source, str) and source.startswith("data:"):
+            return "data", hashlib.sha256(source.encode()).hexdigest()
+        try:
+            status = Path(source).stat()
+        except (OSError, TypeError, ValueError):
+            return "unreadable", repr(source)[:200]
+        return "path", str(source), status.st_mtime_ns, status.st_size
+
+    def _once(self, how: Hashable, make: Callable[[], Image.Image]) -> ImageHash:
+        with self._lock:
+            made = self._made.get(how)
+            mine = made is None
+            if made is None:
+                made = self._made[how] = Future()
+        if mine:
+            try:
+                made.set_result(self.add(make()))
+            except BaseException as error:
+                with self._lock:
+                    self._made.pop(how, None)
+                made.set_exception(error)
+        return made.result()
+
+
+def _read(source: object) -> tuple[bytes, str]:
+    """The encoded bytes and what to call them in an error."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) > MAX_BYTES:
+            raise ImageError(f"{len(source):,} bytes are over the limit of {MAX_BYTES:,} for one picture")
+        return bytes(source), f"a picture of {len(source):,} bytes"
+    if isinstance(source, str):
+        if source.startswith("data:"):
+            data = decode_data_url(source)
+            return data, f"a data: URL of {len(data):,} bytes"
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
+            raise ImageError(f"{source[:80]!r}: of all URLs only data: is opened; fetch it yourself and pass the bytes")
+    if not isinstance(source, (str, Path)):
+        raise ImageError(f"a picture is a PIL image, a path, bytes or a data: URL, not {type(source).__name__}")
+    path = Path(source)
+    try:
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "does not exist"
+            raise ImageError(f"the picture {str(source)!r} {what}")
+        if path.stat().st_size > MAX_BYTES:
+            raise ImageError(f"{str(source)!r} is over the limit of {MAX_BYTES:,} bytes for one picture")
+        return path.read_bytes(), repr(str(source))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the picture {str(source)[:200]!r} cannot be read: {type(error).__name__}") from None
+
+
+def _checked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Refuse by the header alone, before anything is decoded."""
+    if image.width < 1 or image.height < 1:
+        raise ImageError(f"{name} is empty: {image.width} × {image.height} pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{name} is {image.width} × {image.height} pixels, over the {max_pixels:,} allowed; make it smaller"
+        )
+    try:
+        # An MPO's further frames are previews and depth maps, not an animation.
+        animated = getattr(image, "format", None) != "MPO" and getattr(image, "is_animated", False)
+    except Exception:
+        raise ImageError(f"{name} is damaged: its frames cannot be counted; {_PNG_HINT}") from None
+    if animated:
+        raise ImageError(f"{name} is animated; pass the frame that is meant as a picture of its own")
+    return image
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:
+        raise ImageError(f"{name} is damaged or cut short ({type(error).__name__}); {_PNG_HINT} again") from None
+    try:
+        image = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+    except Exception:
+        pass  # damaged camera data beside good pixels: as if there were none
+    if image.mode == "RGB":
+        return image if type(image) is Image.Image else image.copy()
+    if image.mode in _SIXTEEN_BIT:
+        import numpy as np  # only here: it would double the start of the command line
+
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name} has mode {image.mode!r}, whose range is not known; scale it to 8 bits a channel first")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+    except ValueError:
+        raise ImageError(f"{name} has mode {image.mode!r}, which has no RGB form; {_PNG_HINT}") from None
