@@ -1,7 +1,7 @@
 """A function's parameters as a JSON schema, and the strict validation of what a model sends for them.
 
-Types become the schema (pydantic), the docstring its descriptions (griffe: Google, NumPy or Sphinx style). The schema is
-kept short, because every episode pays for its tokens: no titles, no `null` branches. Nothing is coerced: "1" is no 1.
+Types become the schema (pydantic), the docstring its descriptions (griffe: Google, NumPy or Sphinx style). The schema
+is short, because every episode pays for its tokens: no titles, no `null` branches. Nothing is coerced: "1" is no 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Arguments:
             hints = get_type_hints(function, include_extras=True)
             parameters = list(inspect.signature(function).parameters.values())
         except (NameError, TypeError, ValueError) as error:
-            raise PluginError(f"tool {tool!r}: its type hints cannot be read ({error}); import them at run time") from None
+            raise PluginError(f"tool {tool!r}: its type hints cannot be read ({error}); import their names") from None
         if parameters and parameters[0].name == "self":
             del parameters[0]
         if not parameters or hints.get(parameters[0].name) is not context:

@@ -2,8 +2,8 @@
 
 Qwen's vision tower takes sides that are multiples of patch · merge pixels ("factor"), inside a budget of pixels; every
 factor × factor block becomes one token of the language model. `VisionSpec.fit` is the rule that gives the size (Qwen's
-`smart_resize`), made a fixed point: the fitted size of a fitted size is itself, so a picture rendered once at its fitted
-size is never resized again. `ModelShape` prices what a model does with the tokens.
+`smart_resize`), made a fixed point: the fitted size of a fitted size is itself, so a picture rendered once at its
+fitted size is never resized again. `ModelShape` prices what a model does with the tokens.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class VisionSpec:
 
 @lru_cache(maxsize=4096)
 def _fixed_point(spec: VisionSpec, size: Size) -> Size:
-    """Repeat the rule until it changes nothing; in a budget too narrow for that, the smallest size it cycles through."""
+    """Repeat the rule until it changes nothing; in a budget too narrow for that, the smallest size of its cycle."""
     seen: list[Size] = []
     size = _smart_resize(spec, size)
     while size not in seen:

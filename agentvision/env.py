@@ -1,9 +1,9 @@
 """Environments: what a model acts in, one message at a time.
 
-`reset` shows the sample's first views and the question; each `step` takes one turn of the model and answers with the next
-observation or a `StopReason`. `VisionEnv` is the one environment that tools need: it parses the turn, runs the tool
-through its boundary and enters what it shows into the ledger of views. What the model does wrong is an outcome; only
-an unreadable image and bugs raise, and only from `reset` and misuse. Change behaviour by wrapping (`wrappers.py`).
+`reset` shows the sample's first views and the question; each `step` takes one turn of the model and answers with the
+next observation or a `StopReason`. `VisionEnv` is the one environment that tools need: it parses the turn, runs the
+tool through its boundary and enters what it shows into the ledger of views. What the model does wrong is an outcome; only
+an unreadable image (in `reset`) and misuse raise. Change behaviour by wrapping (`wrappers.py`).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class VisionEnv:
     """Questions about images, with tools that show more of them.
 
     At most `max_turns` turns; a tool call in the last one is not run. The tools may show `max_images - 1` views in all,
-    beyond the first view of each image in the question. `on_malformed` says whether a turn that is not in the grammar is
-    told to the model ("retry") or ends the episode ("stop"); one that holds an answer nevertheless ends it as answered.
+    beyond the first view of each image in the question. `on_malformed` says whether a turn that is not in the grammar
+    is told to the model ("retry") or ends the episode ("stop"); one that holds an answer all the same ends it answered.
     Environments of a group share their `store`, and with it decoded images and rendered views.
     """
 
@@ -84,7 +84,7 @@ class VisionEnv:
         vision: VisionSpec,
         store: ImageStore,
         protocol: TurnProtocol,
-        first_view: FirstView = FirstView(),  # noqa: B008 (frozen)
+        first_view: FirstView = FirstView(),
         max_turns: int = 2,
         max_images: int = 2,
         on_malformed: Literal["retry", "stop"] = "retry",

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -33,6 +34,8 @@ MAX_BYTES = 128 * 1024 * 1024
 """Encoded size that is read at most."""
 
 _PNG_HINT = "save it as PNG or JPEG"
+_ORIENTATION = 0x0112
+"""EXIF's tag."""
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -46,8 +49,8 @@ def image_hash(image: Image.Image) -> ImageHash:
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as upright RGB, fully decoded.
 
-    `source` is a PIL image, a path, encoded bytes, or a `data:` URL. Transparency is laid on white; 16-bit grey keeps its
-    high byte. Raises `ImageError` for what cannot be read, is not allowed, is animated, or is larger than `max_pixels`.
+    `source` is a PIL image, a path, encoded bytes, or a `data:` URL. Transparency is laid on white; 16-bit grey keeps
+    its high byte. Raises `ImageError` for what cannot be read, is not allowed, is animated, or is over `max_pixels`.
     """
     if isinstance(source, Image.Image):
         return _upright_rgb(_checked(source, "a PIL image", max_pixels), "a PIL image")
@@ -90,8 +93,8 @@ def render(image: Image.Image, box: Box, size: Size) -> Image.Image:
 class ImageStore:
     """Pictures in memory by their hash, and by what they were loaded and rendered from.
 
-    Safe for threads. Whatever is asked for again (a path, a rendering) is answered without work, and two who ask at once
-    share one piece of work. Stored pictures must not be changed in place.
+    Safe for threads. Whatever is asked for again (a path, a rendering) is answered without work, and two who ask at
+    once share one piece of work. Stored pictures must not be changed in place.
     """
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -239,10 +242,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         image.load()
     except Exception as error:
         raise ImageError(f"{name} is damaged or cut short ({type(error).__name__}); {_PNG_HINT} again") from None
-    try:
-        image = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
-    except Exception:
-        pass  # damaged camera data beside good pixels: as if there were none
+    with suppress(Exception):  # damaged camera data beside good pixels: as if there were none
+        image = ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     if image.mode == "RGB":
         return image if type(image) is Image.Image else image.copy()
     if image.mode in _SIXTEEN_BIT:
@@ -250,7 +251,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ImageError(f"{name} has mode {image.mode!r}, whose range is not known; scale it to 8 bits a channel first")
+        raise ImageError(f"{name} has mode {image.mode!r}, whose range is not known; scale it to 8 bits first")
     try:
         if image.has_transparency_data:
             image = image.convert("RGBA")

@@ -1,8 +1,8 @@
 """Tools: typed functions that the model may call, and the one boundary through which they are called.
 
-`@tool` reads a function's types and docstring into a JSON schema; the first parameter is the `ToolContext`, the rest are
-the model's. Arguments are validated strictly (no coercion). `call_tool` gives each call a deadline off the event loop
-(`_workers.py` for functions that block) and turns every outcome into a `ToolRecord`: a tool that raises, hangs or
+`@tool` reads a function's types and docstring into a JSON schema; the first parameter is the `ToolContext`, the rest
+are the model's. Arguments are validated strictly (no coercion). `call_tool` gives each call a deadline off the event
+loop (`_workers.py` for functions that block) and turns every outcome into a `ToolRecord`: a tool that raises, hangs or
 returns rubbish is data, not a crash. Tools see views by index and never pixels in the wrong frame: `ToolContext.look`
 maps a box of any view to the original and renders it once.
 """
@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, TypeAlias, overload
 
 from PIL import Image
@@ -78,12 +79,12 @@ class ToolContext:
         """A region of a view, rendered from the original in one step.
 
         `box` is in the view's pixels and is clamped to it (None: all that the view shows). `scale` is relative to the
-        original's resolution: 1 shows it in full, as far as the model's pixel budget allows. Raises `ToolRetry` for a box
-        without an area inside the view, and for a region that is too long and thin to be seen.
+        original's resolution: 1 shows it in full, as far as the model's pixel budget allows. Raises `ToolRetry` for a
+        box without an area inside the view, and for a region that is too long and thin to be seen.
         """
         view = self.view(index)
         region = view.box_in_original(_clamped(box, view) if box is not None else Box(0, 0, *map(float, view.size)))
-        # Mapping there and back leaves rounding noise, which must not move a region off the original or defeat the cache.
+        # Mapping leaves rounding noise, which must neither move a region off the original nor defeat the cache.
         x0, x1 = (min(max(round(x, 6), 0.0), float(view.original_size[0])) for x in (region.x0, region.x1))
         y0, y1 = (min(max(round(y, 6), 0.0), float(view.original_size[1])) for y in (region.y0, region.y1))
         region = Box(x0, y0, x1, y1)
@@ -160,12 +161,12 @@ def tool(
     `Args:`. A function that is not `async` runs in a thread. Raises `PluginError` when types or docstring are missing.
     """
     if function is None:
-        return lambda f: _make(f, name, timeout_s)
-    return _make(function, name, timeout_s)
+        return partial(_make, name=name, timeout_s=timeout_s)
+    return _make(function, name=name, timeout_s=timeout_s)
 
 
-def _make(function: Callable[..., Any], name: str | None, timeout_s: float) -> Tool:
-    name = name or getattr(function, "__name__", type(function).__name__)
+def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float) -> Tool:
+    name = name or str(getattr(function, "__name__", type(function).__name__))
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise PluginError(f"tool {name!r}: timeout_s must be a positive number of seconds, not {timeout_s!r}")
     arguments = Arguments(function, name, context=ToolContext)
@@ -174,7 +175,7 @@ def _make(function: Callable[..., Any], name: str | None, timeout_s: float) -> T
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
-    """What became of a call. `result` is None exactly when `record.error` is set; the record's views are still empty."""
+    """What became of a call. `result` is None exactly when `record.error` is set; the record has no views yet."""
 
     record: ToolRecord
     result: ToolResult | None = None

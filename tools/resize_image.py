@@ -10,9 +10,7 @@ from agentvision.tool import ToolContext, ToolResult, ViewId, tool
 
 
 @tool
-def resize_image(
-    ctx: ToolContext, image: ViewId = 1, scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-) -> ToolResult:
+def resize_image(ctx: ToolContext, image: ViewId = 1, scale: Annotated[float, Field(gt=0, le=1)] = 1.0) -> ToolResult:
     """Show an image at its original resolution.
 
     Args:

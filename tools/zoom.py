@@ -11,7 +11,9 @@ from agentvision.types import Box
 
 
 @tool
-def zoom(ctx: ToolContext, box: Box, image: ViewId = 1, factor: Annotated[float, Field(ge=1, le=8)] = 2.0) -> ToolResult:
+def zoom(
+    ctx: ToolContext, box: Box, image: ViewId = 1, factor: Annotated[float, Field(ge=1, le=8)] = 2.0
+) -> ToolResult:
     """Show a region of an image magnified.
 
     Args:
