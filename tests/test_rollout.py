@@ -1,0 +1,236 @@
+"""The agent loop: episodes end for a reason, whatever happens inside them, and a reply is committed whole or not at all."""
+
+import asyncio
+
+import pytest
+
+from agentvision.images import ImageStore
+from agentvision.policy import Completion, SamplingParams
+from agentvision.rollout import Limits, rollout_groups, run_episode, run_group, seed_for
+from agentvision.tokens import token_count
+from agentvision.types import (
+    Affine,
+    Message,
+    Observation,
+    ParsedTurn,
+    Sample,
+    StepResult,
+    StopReason,
+    TextSegment,
+    ToolCall,
+    ToolRecord,
+    Turn,
+    View,
+    ViewPart,
+)
+
+
+def view(index: int) -> View:
+    return View(index, f"h{index}", "h1", Affine(), (32, 16), (64, 32), 2, "first_view" if index == 1 else "look")
+
+
+class Env:
+    """Answers `look` with a picture and anything else ends the episode with it."""
+
+    def __init__(self, reply: str = "here", fail: Exception | None = None) -> None:
+        self.reply, self.fail, self.closed = reply, fail, 0
+
+    async def reset(self, sample: Sample, *, seed: int) -> Observation:
+        self.seed = seed
+        return Observation((Message("user", (ViewPart(1), sample.question)),), (view(1),), full_tokens=8)
+
+    async def step(self, message: Message) -> StepResult:
+        if self.fail:
+            raise self.fail
+        if message.text == "look":
+            record = ToolRecord(ToolCall("look", {}), views=(2,))
+            turn = Turn(message.text, ParsedTurn(call=record.call), tool=record)
+            return StepResult(turn, Observation((Message("user", (self.reply, ViewPart(2))),), (view(2),)), reward=0.25)
+        turn = Turn(message.text, ParsedTurn(answer=message.text))
+        return StepResult(turn, None, stop=StopReason.ANSWERED, answer=message.text)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class Script:
+    """A policy that says the given lines, turn by turn."""
+
+    trainable, version = False, 3
+
+    def __init__(self, *lines, codec=None, delay_s: float = 0.0) -> None:
+        self.lines, self.codec, self.delay_s = lines, codec, delay_s
+        self.requests, self.released = [], []
+
+    async def complete(self, request) -> Completion:
+        self.requests.append(request)
+        await asyncio.sleep(self.delay_s)
+        line = self.lines[request.turn]
+        if isinstance(line, Exception):
+            raise line
+        if self.codec is None:
+            return Completion(line)
+        ids = (*self.codec.encode_text(line), self.codec.stop_ids[0])
+        return Completion(line, ids, (-0.5,) * len(ids), version=self.version)
+
+    async def release(self, session: str) -> None:
+        self.released.append(session)
+
+    async def close(self) -> None: ...
+
+
+SAMPLE = Sample("s", "What?", answer="K7")
+
+
+def episode(policy, env=None, **kwargs):
+    kwargs = {"store": ImageStore(), "sampling": SamplingParams(), **kwargs}
+    return run_episode(SAMPLE, env=env or Env(), policy=policy, **kwargs)
+
+
+async def test_an_episode_records_its_turns_views_and_answer(codec):
+    env, policy = Env(), Script("look", "K7", codec=codec)
+    t = await episode(policy, env)
+    assert (t.stop, t.answer, len(t.turns), len(t.views)) == (StopReason.ANSWERED, "K7", 2, 2)
+    assert t.looked_closer
+    assert (t.visual_tokens_additive, t.visual_tokens_replacement, t.full_tokens) == (4, 2, 8)
+    assert [m.role for m in t.messages] == ["user", "assistant", "user", "assistant"]
+    assert t.env_reward == 0.25
+    assert env.closed == 1
+    assert policy.released == ["s/0"]
+    sampled = [s for s in t.segments if isinstance(s, TextSegment) and s.sampled]
+    assert [s.version for s in sampled] == [3, 3]
+    assert [turn.tokens for turn in t.turns] == [len(s.ids) for s in sampled]
+
+
+async def test_each_request_extends_the_one_before(codec):
+    policy = Script("look", "K7", codec=codec)
+    await episode(policy)
+    first, second = (r.segments for r in policy.requests)
+    assert second[: len(first)] == first
+
+
+@pytest.mark.parametrize(
+    ("policy", "env", "stop"),
+    [
+        (Script(RuntimeError("engine gone")), Env(), StopReason.POLICY_ERROR),
+        (Script(TimeoutError("its own")), Env(), StopReason.POLICY_ERROR),
+        (Script("x"), Env(fail=KeyError("bug")), StopReason.ENV_ERROR),
+    ],
+)
+async def test_a_failure_inside_is_recorded_with_whose_it_was(policy, env, stop):
+    t = await episode(policy, env)
+    assert t.stop is stop
+    assert t.error
+    assert env.closed == 1
+    assert policy.released
+
+
+async def test_a_deadline_ends_the_episode_and_keeps_what_was_said():
+    policy = Script("look", "late")
+    policy.complete, complete = None, policy.complete
+
+    async def slow(request):
+        await asyncio.sleep(60 * request.turn)
+        return await complete(request)
+
+    policy.complete = slow
+    t = await episode(policy, limits=Limits(deadline_s=0.05))
+    assert t.stop is StopReason.DEADLINE
+    assert [turn.text for turn in t.turns] == ["look"]
+
+
+async def test_a_reply_that_does_not_fit_is_not_committed(codec):
+    whole = await episode(Script("look", "K7", codec=codec))
+    limit = token_count(whole.segments) - 30
+    t = await episode(Script("look", "K7", codec=codec), Env(reply="x" * 60), limits=Limits(context_tokens=limit))
+    assert t.stop is StopReason.CONTEXT
+    assert len(t.views) == 1
+    assert not t.looked_closer
+    assert t.messages[-1].role == "assistant"
+    assert token_count(t.segments) < limit
+    assert isinstance(t.segments[-1], TextSegment)
+    assert t.segments[-1].sampled
+
+
+async def test_an_opening_that_does_not_fit_ends_before_the_policy_is_asked(codec):
+    policy = Script("K7", codec=codec)
+    t = await episode(policy, limits=Limits(context_tokens=3))
+    assert (t.stop, t.turns, policy.requests) == (StopReason.CONTEXT, (), [])
+
+
+async def test_a_turn_gets_no_more_tokens_than_the_context_has_left(codec):
+    policy = Script("K7", codec=codec)
+    await episode(policy, limits=Limits(context_tokens=40), sampling=SamplingParams(max_tokens=1000))
+    request = policy.requests[0]
+    assert request.sampling.max_tokens == 40 - token_count(request.segments)
+
+
+async def test_an_unfinished_turn_ends_the_episode():
+    policy = Script("never end")
+    complete = policy.complete
+
+    async def cut(request):
+        return Completion((await complete(request)).text, ended=False)
+
+    policy.complete = cut
+    t = await episode(policy)
+    assert (t.stop, len(t.turns)) == (StopReason.LENGTH, 1)
+
+
+async def test_cancellation_passes_through_and_frees():
+    env, policy = Env(), Script("K7", delay_s=60)
+    task = asyncio.create_task(episode(policy, env))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert env.closed == 1
+    assert policy.released == ["s/0"]
+
+
+async def test_a_group_shares_its_prompt_and_draws_its_own_seeds():
+    policy = Script("K7")
+    group = await run_group(SAMPLE, size=4, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams())
+    assert [t.rollout for t in group.trajectories] == [0, 1, 2, 3]
+    assert {r.group for r in policy.requests} == {"s"}
+    assert len({r.session for r in policy.requests}) == len({r.sampling.seed for r in policy.requests}) == 4
+
+
+async def test_groups_come_as_they_finish_and_no_more_run_than_allowed():
+    class Uneven(Script):
+        running = most = 0
+
+        async def complete(self, request):
+            Uneven.running += 1
+            Uneven.most = max(Uneven.most, Uneven.running)
+            await asyncio.sleep(0.05 if request.group == "0" else 0.001)
+            Uneven.running -= 1
+            return Completion("K7")
+
+    samples = [(str(k), Sample(str(k), "?")) for k in range(6)]
+    names = []
+    async for group in rollout_groups(
+        samples, size=2, make_env=Env, policy=Uneven(), store=ImageStore(), sampling=SamplingParams(), in_flight=2
+    ):
+        names.append(group.sample.id)
+    assert sorted(names) == list("012345")
+    assert names[-1] == "0"
+    assert Uneven.most <= 4
+
+
+async def test_leaving_early_cancels_the_rest():
+    policy = Script("K7", delay_s=0.01)
+    samples = [(str(k), Sample(str(k), "?")) for k in range(8)]
+    stream = rollout_groups(
+        samples, size=2, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams(), in_flight=4
+    )
+    async for _ in stream:
+        break
+    await stream.aclose()
+    assert len(asyncio.all_tasks()) == 1
+    assert len(policy.released) == len(policy.requests)
+
+
+def test_seeds_are_stable_and_differ():
+    assert seed_for(1, "a") == 1515775267073163690  # the same in every process
+    assert len({seed_for(1, k) for k in range(1000)}) == 1000
