@@ -2,8 +2,8 @@
 
 `reset` shows the sample's first views and the question; each `step` takes one turn of the model and answers with the
 next observation or a `StopReason`. `VisionEnv` is the one environment that tools need: it parses the turn, runs the
-tool through its boundary and enters what it shows into the ledger of views. What the model does wrong is an outcome; only
-an unreadable image (in `reset`) and misuse raise. Change behaviour by wrapping (`wrappers.py`).
+tool through its boundary and enters what it shows into the ledger of views. What the model does wrong is an outcome;
+only an unreadable image (in `reset`) and misuse raise. Change behaviour by wrapping (`wrappers.py`).
 """
 
 from __future__ import annotations
