@@ -66,9 +66,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'agentvision' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"agentvision.{_HOMES[name]}"), name)
-    globals()[name] = value  # so that the submodule of the same name, once imported, does not take its place
-    return value
+    home = importlib.import_module(f"agentvision.{_HOMES[name]}")
+    # `tool`, `train` and `evaluate` name both a module and the function in it: those modules are callable.
+    return home if home.__name__ == f"agentvision.{name}" else getattr(home, name)
 
 
 def __dir__() -> list[str]:

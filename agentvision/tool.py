@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeAlias, overload
 from PIL import Image
 from pydantic import Field
 
+from agentvision._callable import callable_module
 from agentvision._schema import Arguments, BadArguments
 from agentvision._workers import DeadlinePassed, run_async, run_blocking
 from agentvision.compute import VisionSpec
@@ -258,3 +259,6 @@ def _clean(text: str) -> str:
     """Text that can be encoded, and is not so long that it would fill the context."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… (cut: {len(text)} characters)"
+
+
+callable_module(__name__, tool)
