@@ -6,24 +6,21 @@ resumed run would do otherwise than the run it resumes.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
+from agentvision.recipe.problems import KeyPath
 from agentvision.recipe.schema import Recipe
-from agentvision.recipe.tree import Path
+from agentvision.recipe.tree import to_yaml
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./@-]*(?: [A-Za-z0-9_./@-]+)*")
-_KEYWORDS = frozenset({"null", "true", "false", "y", "n", "yes", "no", "on", "off"})
 _COMMENT_COLUMN = 56
 
 
 def write_resolved(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     """Write `recipe` with the origin of each value as an end-of-line comment. Raises `OSError`."""
-    FilePath(path).write_text(resolved_yaml(recipe), encoding="utf-8")
+    Path(path).write_text(resolved_yaml(recipe), encoding="utf-8")
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -38,7 +35,7 @@ def differing_keys(one: Recipe, other: Recipe) -> tuple[str, ...]:
     return tuple(sorted(".".join(p) for p in a.keys() | b.keys() if a.get(p, missing) != b.get(p, missing)))
 
 
-def _flat(value: Any, path: Path = ()) -> dict[Path, Any]:
+def _flat(value: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     flat = {p: v for key, child in children for p, v in _flat(child, (*path, str(key))).items()}
     return flat or {path: value}
@@ -47,12 +44,12 @@ def _flat(value: Any, path: Path = ()) -> dict[Path, Any]:
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 
-def _map_lines(values: dict[str, Any], path: Path, recipe: Recipe, indent: str) -> Iterator[str]:
+def _map_lines(values: dict[str, Any], path: KeyPath, recipe: Recipe, indent: str) -> Iterator[str]:
     for key, value in values.items():
-        yield from _entry_lines(f"{indent}{_text(key)}:", value, (*path, key), recipe, indent + "  ")
+        yield from _entry_lines(f"{indent}{to_yaml(key)}:", value, (*path, key), recipe, indent + "  ")
 
 
-def _entry_lines(head: str, value: Any, path: Path, recipe: Recipe, indent: str) -> Iterator[str]:
+def _entry_lines(head: str, value: Any, path: KeyPath, recipe: Recipe, indent: str) -> Iterator[str]:
     """`head` followed by the value: on the same line where it is one, indented under it where it has parts."""
     if isinstance(value, dict) and value:
         yield head
@@ -65,10 +62,10 @@ def _entry_lines(head: str, value: Any, path: Path, recipe: Recipe, indent: str)
         yield f"{head} |-  # {_origin(path, recipe)}"
         yield from (indent + line if line else "" for line in value.split("\n"))
     else:
-        yield f"{f'{head} {_flow(value)}':<{_COMMENT_COLUMN}}  # {_origin(path, recipe)}"
+        yield f"{f'{head} {to_yaml(value)}':<{_COMMENT_COLUMN}}  # {_origin(path, recipe)}"
 
 
-def _item_lines(item: Any, path: Path, recipe: Recipe, indent: str) -> Iterator[str]:
+def _item_lines(item: Any, path: KeyPath, recipe: Recipe, indent: str) -> Iterator[str]:
     if not (isinstance(item, dict) and item):
         yield from _entry_lines(f"{indent}-", item, path, recipe, indent + "  ")
         return
@@ -76,33 +73,12 @@ def _item_lines(item: Any, path: Path, recipe: Recipe, indent: str) -> Iterator[
         yield line if number else f"{indent}- {line[len(indent) + 2 :]}"
 
 
-def _origin(path: Path, recipe: Recipe) -> str:
+def _origin(path: KeyPath, recipe: Recipe) -> str:
     """Where the value came from; a list's is its first item's, a bare plug-in's that of its name."""
     for key in (path, (*path, "0"), path[:-1]):
         if key in recipe.origins:
             return recipe.origins[key]
     return "default"
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_text(k)}: {_flow(v)}' for k, v in value.items())}}}"
-    return _text(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _text(text: str) -> str:
-    """A string as YAML: bare where it cannot be taken for anything else, else quoted."""
-    if _PLAIN.fullmatch(text) and text.lower() not in _KEYWORDS:
-        return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else _escape(c) for c in quoted)
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _fits_a_block(text: str) -> bool:

@@ -1,91 +1,32 @@
 """The recipe: what a run is, as one frozen model.
 
-A section a noun. Nothing here is derived, nothing loads a model, a tool or a file: runtime objects are built from a recipe
-elsewhere. Names of tools, rewards, policies and data sources are plain strings, because plug-ins are found when the run is
-built. Rules that span sections stand in `_contradictions`. Reading YAML, profiles and overrides are `load`'s business.
+A section a noun. Nothing here is derived, nothing loads a model, a tool or a file: runtime objects are built from a
+recipe elsewhere. Names of tools, rewards, policies and data sources are plain strings, because plug-ins are found when
+the run is built. Rules that span sections stand in `_contradictions`. YAML, profiles, overrides are `load`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PrivateAttr,
-    ValidationError,
-    ValidationInfo,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from agentvision.recipe.tree import Origins
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-def _one_or_several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-Columns = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
-"""Column names; one alone may be written without the list."""
-Name = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe: frozen, closed to unknown keys, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Plugin(Section):
-    """A plug-in by name, written in YAML as `name` or as `name: {key: value, …}`."""
-
-    name: Name
-    """A registered name, a dotted path `package.module:name`, or `./file.py:name`."""
-    params: dict[str, JsonValue] = {}
-    """Keyword arguments of the plug-in."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_file_form(cls, data: Any, info: ValidationInfo) -> Any:
-        if isinstance(data, cls) or (info.mode == "python" and isinstance(data, dict) and "name" in data):
-            return data
-        if isinstance(data, str):
-            return {"name": data}
-        if not isinstance(data, dict) or len(data) != 1:
-            raise ValueError("must be a name, or a map of one name to its parameters such as `name: {key: value}`")
-        ((name, params),) = data.items()
-        if params is not None and not isinstance(params, dict):
-            raise ValueError(f"the parameters of {name!r} must be a map, not {params!r}")
-        own = {key: value for key, value in (params or {}).items() if key in cls._own_keys()}
-        return {"name": name, "params": {k: v for k, v in (params or {}).items() if k not in own}, **own}
-
-    @classmethod
-    def _own_keys(cls) -> frozenset[str]:
-        """Keys of the map that are this program's, not the plug-in's."""
-        return frozenset(cls.model_fields) - {"name", "params"}
-
-    @model_serializer
-    def _to_file_form(self) -> dict[str, Any]:
-        return {self.name: {**{key: getattr(self, key) for key in sorted(self._own_keys())}, **self.params}}
-
-
-class RewardPart(Plugin):
-    """One part of the total reward."""
-
-    weight: float = 1.0
-    """Factor on the part's score in the total."""
+from agentvision.recipe.parts import (
+    Columns,
+    Name,
+    NotNegative,
+    Plugin,
+    Positive,
+    Rate,
+    RewardPart,
+    Section,
+    Seed,
+    Share,
+    Weight,
+)
+from agentvision.recipe.problems import KeyPath, Origins
 
 
 class Model(Section):
@@ -123,7 +64,7 @@ class Policy(Section):
     """Sequences decoded together at most. None: the backend's choice."""
     concurrency: Positive | None = None
     """Episodes in flight at most. None: as many as a batch has."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the backend."""
 
 
@@ -155,7 +96,7 @@ class Split(Section):
     """Use at most so many questions. None: all there are."""
     fields: Fields | None = None
     """Columns of the source. None: `data.fields`."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the source; laid over `data.options`."""
 
 
@@ -163,12 +104,12 @@ class Data(Section):
     """Where questions come from. `source`, `path`, `fields` and `options` here are the defaults of both splits."""
 
     source: Name
-    """A data plug-in: `glyphs` and `handwriting` are made here, `files` reads local files, `hub` the Hugging Face Hub."""
+    """A data plug-in: `glyphs` and `handwriting` are synthetic, `files` reads local files, `hub` Hugging Face's Hub."""
     path: str | None = None
     """A file, a folder or an id on the Hub, for sources that read one."""
     fields: Fields = Fields()
     """Columns of the source, for sources that have columns."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the source."""
     train: Split = Split()
     """Questions to train on."""
@@ -233,8 +174,8 @@ class KL(Section):
 
     coef: Weight = 0.0
     """β in Eq. 3. At 0 no reference model is kept."""
-    estimator: Literal["k3"] = "k3"
-    """k3 = exp(Δ) - Δ - 1, unbiased and never negative."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With Δ = reference - policy log-prob: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1 (the paper's)."""
 
 
 class Resample(Section):
@@ -262,8 +203,8 @@ class Algorithm(Section):
     advantage_std: bool = True
     """Divide by the group's unbiased standard deviation + 1e-6."""
     loss_norm: Literal["trajectory", "token", "constant"] = "trajectory"
-    """`trajectory`: mean over a trajectory's own tokens, then over trajectories (Eq. 3). `token`: mean over all tokens of the
-    batch. `constant`: sum over tokens divided by `sampling.max_tokens`, then mean over trajectories."""
+    """`trajectory`: mean over a trajectory's own tokens, then over trajectories (Eq. 3). `token`: mean over all tokens
+    of the batch. `constant`: sum over tokens divided by `sampling.max_tokens`, then mean over trajectories."""
     epochs: Positive = 1
     """Passes over the trajectories of a step."""
     resample: Resample = Resample()
@@ -360,7 +301,7 @@ class Evaluation(Section):
     """Questions."""
     temperature: Weight = 0.0
     """0 is greedy."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Picks the questions of a generated source and seeds sampling. None: the recipe's seed."""
 
 
@@ -371,7 +312,7 @@ class Recipe(Section):
     """Of the run, in reports and trackers."""
     description: str = ""
     """What it is for, in a sentence."""
-    seed: NotNegative = 0
+    seed: Seed = 0
     """Of everything that draws: data, sampling, order, initial weights."""
     model: Model
     """The model to run or train."""
@@ -401,9 +342,18 @@ class Recipe(Section):
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     @property
-    def origins(self) -> Mapping[tuple[str, ...], str]:
-        """Where each value came from (`visionthink.yaml:12`, `profile tiny, …`, `override`), by its path of keys."""
+    def origins(self) -> Mapping[KeyPath, str]:
+        """Where each value came from (`visionthink.yaml:12`, `profile tiny, …`, `override`), by its path of keys.
+
+        Values that are not here are defaults.
+        """
         return self._origins.labels
+
+    def with_origins(self, labels: Mapping[KeyPath, str]) -> Self:
+        """An equal recipe that says so of where its values came from."""
+        copy = self.model_copy()
+        copy._origins = Origins(dict(labels))
+        return copy
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -418,30 +368,34 @@ class Recipe(Section):
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """(path, what) of everything that is valid in its section and wrong beside another."""
-    for section, plugins in (("rewards", recipe.rewards), ("env.tools", recipe.env.tools)):
+    model, sampling, trainer = recipe.model, recipe.sampling, recipe.trainer
+    for section, plugins in ((("rewards",), recipe.rewards), (("env", "tools"), recipe.env.tools)):
         names = [plugin.name for plugin in plugins]
         for index, name in enumerate(names):
             if name in names[:index]:
-                yield (*section.split("."), index), f"{name!r} stands here twice; each may stand once"
+                yield (*section, index), f"{name!r} stands here twice; each may stand once"
     if recipe.protocol.style == "plain" and recipe.env.tools:
-        yield ("env", "tools"), "the style 'plain' has no tool calls: leave the tools out, or set protocol.style to 'think'"
-    low, high = recipe.model.min_pixels, recipe.model.max_pixels
-    if low is not None and high is not None and low > high:
-        yield ("model", "min_pixels"), f"must not be above model.max_pixels ({high}), not {low}"
-    if recipe.sampling.max_tokens > recipe.sampling.context_tokens:
-        tokens = recipe.sampling.context_tokens
-        yield ("sampling", "max_tokens"), f"must not be above sampling.context_tokens ({tokens}), not {recipe.sampling.max_tokens}"
-    if recipe.trainer.steps == 0:
+        yield ("env", "tools"), "protocol.style 'plain' has no tool calls; write tools: [] or style: think"
+    if None not in (model.min_pixels, model.max_pixels) and model.min_pixels > model.max_pixels:  # type: ignore[operator]
+        yield (
+            ("model", "min_pixels"),
+            f"must not be above model.max_pixels ({model.max_pixels}), not {model.min_pixels}",
+        )
+    if sampling.max_tokens > sampling.context_tokens:
+        whole = f"sampling.context_tokens ({sampling.context_tokens})"
+        yield ("sampling", "max_tokens"), f"must not be above {whole}, not {sampling.max_tokens}"
+    if trainer.steps == 0:
         return
     if not recipe.rewards:
         yield ("rewards",), "training needs at least one reward (or trainer.steps: 0)"
-    biased = "; training needs {}, anything else biases the probability ratio"
-    if recipe.sampling.temperature == 0:
-        yield ("sampling", "temperature"), "must be above 0, not 0; greedy rollouts are all equal and teach nothing"
-    if recipe.sampling.top_p != 1:
-        yield ("sampling", "top_p"), f"must be 1, not {recipe.sampling.top_p}" + biased.format("top_p 1")
-    if recipe.sampling.top_k != 0:
-        yield ("sampling", "top_k"), f"must be 0, not {recipe.sampling.top_k}" + biased.format("top_k 0")
-    mini, prompts = recipe.trainer.mini_batch_prompts, recipe.trainer.prompts_per_step
-    if mini is not None and prompts % mini:
-        yield ("trainer", "mini_batch_prompts"), f"must divide trainer.prompts_per_step ({prompts}), not {mini}"
+    if sampling.temperature == 0:
+        yield ("sampling", "temperature"), "must be above 0 to train: greedy rollouts are all equal and teach nothing"
+    for key, value, all_of_it in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
+        if value != all_of_it:
+            yield ("sampling", key), f"must be {all_of_it} to train, not {value}: a cut distribution biases the ratio"
+    mini = trainer.mini_batch_prompts
+    if mini is not None and trainer.prompts_per_step % mini:
+        yield (
+            ("trainer", "mini_batch_prompts"),
+            f"must divide trainer.prompts_per_step ({trainer.prompts_per_step}), not {mini}",
+        )

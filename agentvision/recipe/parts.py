@@ -1,0 +1,78 @@
+"""What recipe sections are made of: the frozen base, value ranges, and plug-ins as `name` or `name: {key: value}`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
+"""Column names; one alone may be written without the list."""
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, closed to unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Plugin(Section):
+    """A plug-in by name, written in YAML as `name` or as `name: {key: value, …}`."""
+
+    name: Name
+    """A registered name, a dotted path `package.module:name`, or `./file.py:name`."""
+    params: dict[str, JsonValue] = {}
+    """Keyword arguments of the plug-in."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_form(cls, data: Any, info: ValidationInfo) -> Any:
+        if isinstance(data, cls) or (info.mode == "python" and isinstance(data, dict) and "name" in data):
+            return data
+        if isinstance(data, str):
+            return {"name": data}
+        if not isinstance(data, dict) or len(data) != 1:
+            raise ValueError("must be a name, or a map of one name to its parameters such as `name: {key: value}`")
+        ((name, params),) = data.items()
+        if params is not None and not isinstance(params, dict):
+            raise ValueError(f"the parameters of {name!r} must be a map, not {params!r}")
+        own = {key: value for key, value in (params or {}).items() if key in cls._own_keys()}
+        return {"name": name, "params": {k: v for k, v in (params or {}).items() if k not in own}, **own}
+
+    @classmethod
+    def _own_keys(cls) -> frozenset[str]:
+        """Keys of the map that are this program's, not the plug-in's."""
+        return frozenset(cls.model_fields) - {"name", "params"}
+
+    @model_serializer
+    def _to_file_form(self) -> dict[str, Any]:
+        return {self.name: {**{key: getattr(self, key) for key in sorted(self._own_keys())}, **self.params}}
+
+
+class RewardPart(Plugin):
+    """One part of the total reward."""
+
+    weight: float = 1.0
+    """Factor on the part's score in the total."""
