@@ -107,8 +107,10 @@ class _Source:
 
 def _packaged() -> dict[str, Any]:
     """The recipe files in the package, by name."""
-    entries = {entry.name: entry for entry in files("agentvision.recipes").iterdir()}
-    return {name.removesuffix(".yaml"): entries[name] for name in sorted(entries) if name.endswith(".yaml")}
+    entries = {
+        e.name.removesuffix(".yaml"): e for e in files("agentvision.recipes").iterdir() if e.name.endswith(".yaml")
+    }
+    return dict(sorted(entries.items()))
 
 
 def _find(text: str, folder: Path = Path()) -> _Source:
