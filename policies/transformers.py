@@ -1,0 +1,306 @@
+"""A policy that runs a Qwen-VL model of transformers in this process: exact ids and log-probs, so it can be trained.
+
+`complete` puts a turn into a queue; one worker thread owns the engine (`_engine.py`) and batches whatever waits, so tools,
+deadlines and other coroutines go on meanwhile. There is no barrier between turns: a row leaves the batch when its turn
+ends and joins again when its tool has answered. The trainer shares the module and calls `weights_changed` after each
+update; it must not change weights while turns are being sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from agentvision.errors import ModelError
+from agentvision.policies._engine import Engine
+from agentvision.policies._jobs import Job, Outcome, PolicyStats
+from agentvision.policies._network import Network
+from agentvision.policy import Completion, Request
+from agentvision.tokens import Codec
+
+_QUIET_S = 0.002
+"""An idle engine starts when no request has come for so long …"""
+_GATHER_S = 0.05
+"""… or when the first has waited for so long: requests that are sent together should share a batch."""
+_PATIENCE_STEPS = 8
+"""A request waits at most so many decode steps for others to join with."""
+_IDLE_S = 5.0
+"""The worker thread ends when it has had nothing to do for so long; the next request starts another."""
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """A job and who waits for it."""
+
+    job: Job
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Outcome]
+
+
+class TransformersPolicy:
+    """Batched sampling with keys and values that live across turns and are shared by a group's rollouts.
+
+    `max_rows` bounds the sessions that hold keys and values at a time (others wait); `prefill_tokens` the tokens of one
+    prefill pass; `image_tokens` the cache of image embeddings. `vision_frozen` says that training leaves the vision tower
+    alone, so embeddings outlive a change of weights.
+    """
+
+    trainable = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        codec: Codec,
+        *,
+        max_rows: int = 256,
+        prefill_tokens: int = 8192,
+        image_tokens: int = 1 << 16,
+        vision_frozen: bool = False,
+    ) -> None:
+        for name, value in {"max_rows": max_rows, "prefill_tokens": prefill_tokens}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        self.model = model
+        self.codec: Codec | None = codec
+        self.stats = PolicyStats()
+        self.vision_frozen = vision_frozen
+        self._codec = codec
+        self._network = Network(model)
+        if codec.vocab_size > self._network.vocab_size:
+            raise ModelError(
+                f"the codec has {codec.vocab_size} ids and the model only {self._network.vocab_size}: they do not belong together"
+            )
+        self._engine = Engine(
+            self._network,
+            codec,
+            self.stats,
+            max_rows=max_rows,
+            prefill_tokens=prefill_tokens,
+            image_tokens=image_tokens,
+        )
+        self._version = 0
+        self._changed = threading.Condition()
+        # All that follows is shared with the worker and guarded by the condition's lock.
+        self._arrived: list[_Ticket] = []
+        self._last_arrival = 0.0
+        self._ended_sessions: deque[str] = deque()
+        self._stale = False
+        self._closed = False
+        self._worker: threading.Thread | None = None
+        # And these are the worker's own.
+        self._tickets: dict[Job, _Ticket] = {}
+        self._queue: list[Job] = []
+        self._steps_waited = 0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str | None = None,
+        attn: Attention = "sdpa",
+        trust_remote_code: bool = False,
+        codec: Codec | None = None,
+        **options: Any,
+    ) -> TransformersPolicy:
+        """Load a local folder or a hub id (safetensors only). `options` go to the constructor.
+
+        `attn` is the implementation of the vision tower and of the trainer's forward pass; sampling always uses torch's
+        scaled-dot-product attention, which picks its own kernels. Raises `ModelError` when the model is missing, broken
+        or of another family.
+        """
+        model = load_model(path, dtype=dtype, device=device, attn=attn, trust_remote_code=trust_remote_code)
+        codec = codec or Codec.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return cls(model, codec, **options)
+
+    @property
+    def version(self) -> int:
+        """Of the weights; grows by one with each `weights_changed`."""
+        return self._version
+
+    # --- the policy's protocol --------------------------------------------------------------------------------------
+
+    async def complete(self, request: Request) -> Completion:
+        """Sample one turn. Raises `ValueError` for an impossible request, and what the engine raised if it failed."""
+        job = Job.of(request, vocab_size=self._network.vocab_size)
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(job, loop, loop.create_future())
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the policy is closed")
+            self._arrived.append(ticket)
+            self._last_arrival = time.monotonic()
+            self._wake()
+        try:
+            outcome = await ticket.future
+        except asyncio.CancelledError:
+            job.cancelled = True
+            raise
+        if outcome.error is not None:
+            raise outcome.error
+        return Completion(
+            text=self._codec.decode(outcome.ids),
+            ids=outcome.ids,
+            logprobs=outcome.logprobs,
+            ended=outcome.ids[-1] in self._codec.stop_ids,
+            version=job.version,
+            usage={"prompt_tokens": len(job.codes), "prefilled_tokens": job.prefilled, "reused_tokens": job.reused},
+        )
+
+    async def release(self, session: str) -> None:
+        """Forget what was kept for this session."""
+        with self._changed:
+            self._ended_sessions.append(session)
+
+    async def close(self) -> None:
+        """Fail what still waits, end the worker and free the caches. The policy cannot be used again."""
+        with self._changed:
+            self._closed = True
+            worker = self._worker
+            self._changed.notify_all()
+        if worker is not None:
+            await asyncio.to_thread(worker.join)
+        self._engine.reset()
+
+    def weights_changed(self) -> None:
+        """Say that the module's weights are new: the version grows and nothing computed before is used again.
+
+        Turns being sampled go on under the new weights, from what they have said so far.
+        """
+        with self._changed:
+            self._version += 1
+            self._stale = True
+
+    # --- the worker -------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Have the worker look at the queue. Called with the lock held."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="agentvision-policy", daemon=True)
+            self._worker.start()
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while self._take():
+                try:
+                    outcomes = self._turn_over()
+                except Exception as error:
+                    outcomes = self._fail(error)
+                self._deliver(outcomes)
+        with self._changed:
+            self._deliver([Outcome(t.job, error=RuntimeError("the policy is closed")) for t in self._leftovers()])
+
+    def _take(self) -> bool:
+        """Wait until there is something to do and collect it; False when the thread should end."""
+        with self._changed:
+            if not self._queue and not self._engine.active:
+                if not self._changed.wait_for(lambda: self._arrived or self._closed, timeout=_IDLE_S):
+                    self._worker = None
+                    return False
+                deadline = time.monotonic() + _GATHER_S
+                while not self._closed and (now := time.monotonic()) < min(self._last_arrival + _QUIET_S, deadline):
+                    self._changed.wait(min(self._last_arrival + _QUIET_S, deadline) - now)
+            if self._closed:
+                return False
+            for ticket in self._arrived:
+                self._tickets[ticket.job] = ticket
+                self._queue.append(ticket.job)
+            self._arrived.clear()
+            ended, stale = list(self._ended_sessions), self._stale
+            self._ended_sessions.clear()
+            self._stale = False
+        for session in ended:
+            self._engine.release(session)
+        if stale:
+            self._queue = self._engine.weights_changed(version=self._version, keep_images=self.vision_frozen) + self._queue
+        for job in [j for j in self._tickets if j.cancelled]:
+            self._engine.cancel(job)
+            del self._tickets[job]
+        self._queue = [j for j in self._queue if not j.cancelled]
+        return True
+
+    def _turn_over(self) -> list[Outcome]:
+        """Let waiting jobs join when that is worth a prefill, then sample one token everywhere."""
+        outcomes: list[Outcome] = []
+        working = len(self._engine.active)
+        if self._queue and (4 * len(self._queue) >= working or self._steps_waited >= _PATIENCE_STEPS):
+            chosen, self._queue = self._engine.select(self._queue)
+            self._steps_waited = 0
+            outcomes = self._engine.admit(chosen)
+        if self._engine.active:
+            self._steps_waited += bool(self._queue)
+            outcomes += self._engine.step()
+        return outcomes
+
+    def _fail(self, error: Exception) -> list[Outcome]:
+        """Fail every job in the engine, and start over with an empty one; jobs that still wait are not lost."""
+        waiting = set(self._queue)
+        failed = [job for job in self._tickets if job not in waiting]
+        self._engine.reset()
+        return [Outcome(job, error=error) for job in failed]
+
+    def _leftovers(self) -> Iterable[_Ticket]:
+        """Everyone who still waits when the policy closes."""
+        if not self._closed:
+            return []
+        for ticket in self._arrived:
+            self._tickets[ticket.job] = ticket
+        return list(self._tickets.values())
+
+    def _deliver(self, outcomes: Iterable[Outcome]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Ticket, Outcome]]] = {}
+        for outcome in outcomes:
+            ticket = self._tickets.pop(outcome.job)
+            by_loop.setdefault(ticket.loop, []).append((ticket, outcome))
+        for loop, results in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: list[tuple[_Ticket, Outcome]]) -> None:
+    for ticket, outcome in results:
+        if not ticket.future.done():
+            ticket.future.set_result(outcome)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    attn: Attention = "sdpa",
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it cannot be loaded."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~"))
+    place = Path(path).expanduser()
+    if looks_local and not place.is_dir():
+        raise ModelError(f"there is no model folder {str(path)!r}")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            str(place) if looks_local else path,
+            dtype=dtype,
+            attn_implementation=attn,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{str(path)!r} cannot be loaded as a model: {reason}") from error
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
