@@ -1,0 +1,170 @@
+"""The total reward of a group: named parts, their weights, and what becomes of a part that fails.
+
+First every trajectory is scored by every reward of one trajectory, all at once; then the reward that judges correctness
+fills `Trajectory.correct`; then group rewards see the whole group. The total is Σ weight · value, or None when a part
+that has weight is invalid: such a trajectory leaves the baseline and the loss. An episode that failed through no fault
+of the model is invalid in every part. What the environment itself paid is the part `env`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from agentvision.errors import RecipeError
+from agentvision.rewards._boundary import as_score, score_group, score_trajectory
+from agentvision.rewards.base import DEFAULT_TIMEOUT_S, grading_key, reward_name, takes_group
+from agentvision.types import Group, Score, StopReason, Trajectory
+
+ENV_PART = "env"
+"""The name of the environment's own reward among the scores."""
+
+_FAILED = (StopReason.POLICY_ERROR, StopReason.ENV_ERROR)
+
+
+@dataclass(frozen=True)
+class WeightedPart:
+    """One reward of the total. Weight 0 keeps a part as a measurement: its score is recorded, and may be invalid."""
+
+    reward: Callable[..., Any]
+    """A `Reward` or a `GroupReward`."""
+    weight: float = 1.0
+    name: str = ""
+    """Under which its scores stand; empty takes the reward's own."""
+    timeout_s: float = 0.0
+    """Deadline of one call; 0 takes the reward's own, else the default."""
+    group: bool = field(init=False)
+    """Whether it scores groups."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight is {self.weight!r}; it is a finite number")
+        object.__setattr__(self, "name", self.name or reward_name(self.reward))
+        own = float(getattr(self.reward, "timeout_s", DEFAULT_TIMEOUT_S))
+        object.__setattr__(self, "timeout_s", self.timeout_s or own)
+        object.__setattr__(self, "group", takes_group(self.reward))
+
+    @property
+    def judges_correctness(self) -> bool:
+        return bool(getattr(self.reward, "judges_correctness", False))
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """All rewards of a recipe. Raises `RecipeError` when their names clash or correctness has no one judge."""
+
+    parts: Sequence[WeightedPart]
+    judge: WeightedPart | None = field(init=False)
+    """The part whose score fills `Trajectory.correct`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        problems = [
+            f"rewards: {name!r} stands there {count} times" for name, count in Counter(self.names).items() if count > 1
+        ]
+        if ENV_PART in self.names:
+            problems.append(f"rewards: the name {ENV_PART!r} is kept for what the environment itself pays")
+        judges = [part for part in self.parts if part.judges_correctness]
+        judges = [part for part in judges if part.weight] or judges
+        if len(judges) > 1:
+            problems.append(
+                f"rewards: {' and '.join(repr(part.name) for part in judges)} both judge correctness; keep one, "
+                "or give the other weight 0 to only measure it"
+            )
+        for part in self.parts:
+            if getattr(part.reward, "needs_correctness", False) and not judges:
+                problems.append(f"rewards: {part.name!r} needs a reward that judges correctness, such as 'accuracy'")
+        if problems:
+            raise RecipeError("\n".join(problems))
+        object.__setattr__(self, "judge", judges[0] if judges else None)
+
+    @classmethod
+    def from_config(cls, specs: Sequence[Mapping[str, Mapping[str, Any] | None]]) -> Rewards:
+        """Build from a recipe's list of one-key maps, `[{name: {weight: 1.0, **params}}, …]`.
+
+        Names are looked up among the plug-ins (`agentvision.rewards`), or are `package.module:attribute` or
+        `./file.py:attribute`. Raises `RecipeError` with every problem at once.
+        """
+        from agentvision.rewards._config import parts_from_config
+
+        return cls(parts_from_config(specs))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.parts)
+
+    async def score(self, group: Group) -> Group:
+        """The group with `scores`, `reward` and `correct` on every trajectory.
+
+        What a reward does wrong (raising, hanging, rubbish) is an invalid score; nothing of it is raised here.
+        """
+        trajectories = group.trajectories
+        singles = [part for part in self.parts if not part.group]
+        columns = await asyncio.gather(*(_score_each(part, trajectories) for part in singles))
+        scores: list[dict[str, Score]] = [
+            {part.name: column[index] for part, column in zip(singles, columns, strict=True)}
+            for index in range(len(trajectories))
+        ]
+        correct = [self._verdict(s) for s in scores]
+        judged = tuple(
+            t.with_scores(s, reward=None, correct=c) for t, s, c in zip(trajectories, scores, correct, strict=True)
+        )
+        groupwise = [part for part in self.parts if part.group]
+        seen = replace(group, trajectories=judged)
+        columns = await asyncio.gather(
+            *(score_group(part.reward, seen, timeout_s=part.timeout_s) for part in groupwise)
+        )
+        for part, column in zip(groupwise, columns, strict=True):
+            for t, s, score in zip(trajectories, scores, column, strict=True):
+                s[part.name] = _failure(t) or score
+        return replace(
+            group,
+            trajectories=tuple(self._total(t, s, c) for t, s, c in zip(trajectories, scores, correct, strict=True)),
+        )
+
+    def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
+        score = scores.get(self.judge.name) if self.judge else None
+        return None if score is None or score.value is None else score.value >= 0.5
+
+    def _total(self, trajectory: Trajectory, scores: Mapping[str, Score], correct: bool | None) -> Trajectory:
+        weights = {part.name: part.weight for part in self.parts}
+        in_order = {name: scores[name] for name in weights}
+        if trajectory.env_reward:
+            in_order[ENV_PART] = _failure(trajectory) or as_score(trajectory.env_reward)
+            weights[ENV_PART] = 1.0
+        total: float | None = 0.0
+        for name, weight in weights.items():
+            value = in_order[name].value
+            if not weight:
+                continue
+            total = None if total is None or value is None else total + weight * value
+        if _failure(trajectory) or (total is not None and not math.isfinite(total)):
+            total = None
+        return trajectory.with_scores(in_order, reward=total, correct=correct)
+
+
+async def _score_each(part: WeightedPart, trajectories: Sequence[Trajectory]) -> list[Score]:
+    """One part's score of each trajectory; those with equal grading keys are scored once."""
+    keys: list[Hashable] = []
+    jobs: dict[Hashable, Trajectory] = {}
+    for index, trajectory in enumerate(trajectories):
+        key = grading_key(part.reward, trajectory)
+        keys.append((key,) if key is not None else index)
+        if not _failure(trajectory):
+            jobs.setdefault(keys[-1], trajectory)
+    scored = await asyncio.gather(
+        *(score_trajectory(part.reward, trajectory, timeout_s=part.timeout_s) for trajectory in jobs.values())
+    )
+    by_key = dict(zip(jobs, scored, strict=True))
+    return [_failure(t) or by_key[key] for t, key in zip(trajectories, keys, strict=True)]
+
+
+def _failure(trajectory: Trajectory) -> Score | None:
+    """The invalid score of an episode that the policy or the environment broke; None for all others."""
+    if trajectory.stop not in _FAILED:
+        return None
+    return Score.invalid(f"the episode failed ({trajectory.stop.value}): {trajectory.error[:200]}")
