@@ -125,12 +125,12 @@ def _attribute(kind: Kind, module: Any, attribute: str, name: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(value, part):
             known = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            raise PluginError(f"{kind}: {name!r}: there is no {part!r} in {where_of(value)}.{suggest(part, known)}")
+            raise PluginError(f"{kind}: {name!r}: there is no {part!r} in {_where(value)}.{suggest(part, known)}")
         value = getattr(value, part)
     return value
 
 
-def where_of(value: Any) -> str:
+def _where(value: Any) -> str:
     return repr(getattr(value, "__file__", None) or getattr(value, "__name__", value))
 
 

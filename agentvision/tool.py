@@ -174,6 +174,20 @@ def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float
     return Tool(name, arguments.description, timeout_s, function, arguments)
 
 
+def tools_of(found: object) -> tuple[Tool, ...]:
+    """The tools of an object: itself when it is one, else its `@tool` methods in the order in which they are written.
+
+    Raises `PluginError` when it has none.
+    """
+    if isinstance(found, Tool):
+        return (found,)
+    written = {name: None for owner in reversed(type(found).__mro__) for name in vars(owner)}
+    tools = tuple(member for name in written if isinstance(member := getattr(found, name, None), Tool))
+    if not tools:
+        raise PluginError(f"{found!r} is neither a tool nor an object with @tool methods")
+    return tools
+
+
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
     """What became of a call. `result` is None exactly when `record.error` is set; the record has no views yet."""

@@ -60,9 +60,7 @@ class Deadline(EnvWrapper):
             if not clock.expired():
                 raise
         unread = ParsedTurn(problem=ParseProblem.NO_ACTION, detail=f"the deadline of {self.seconds:g} s passed")
-        return StepResult(
-            Turn(message.text, unread, seconds=time.monotonic() - started), None, StopReason.DEADLINE
-        )
+        return StepResult(Turn(message.text, unread, seconds=time.monotonic() - started), None, StopReason.DEADLINE)
 
 
 @dataclass

@@ -1,0 +1,135 @@
+"""`agentvision tools`: what there is, and what it does to a picture."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+
+from agentvision.errors import PluginError
+
+app = cyclopts.App(name="tools", help="List tools, and try one on a picture.")
+
+
+@app.command(name="list")
+def list_tools() -> None:
+    """List the tools that can be named in a recipe, and those that are installed but broken."""
+    from agentvision import plugins
+    from agentvision.tool import Tool, tools_of
+
+    discovered = plugins.discover("tools")
+    rows: list[tuple[str, str]] = []
+    for name, found in discovered.found.items():
+        made = tools_of(found) if isinstance(found, Tool) else ()
+        rows += [(_call_of(tool), tool.description) for tool in made] or [(name, "a set of tools, made by the recipe")]
+    width = max((len(call) for call, _ in rows), default=0)
+    for call, description in rows:
+        print(f"{call:<{width}}  {description}")
+    for name, reason in discovered.broken.items():
+        print(f"broken: {name}: {reason}")
+
+
+@app.command(name="try")
+def try_tool(
+    tool: str,
+    picture: Path,
+    *arguments: str,
+    out: Annotated[Path | None, cyclopts.Parameter(name="--out")] = None,
+    first_view: Annotated[float, cyclopts.Parameter(name="--first-view")] = 1.0,
+) -> None:
+    """Call a tool on a picture and write the picture that it makes.
+
+    Parameters
+    ----------
+    tool
+        Its name, 'package.module:name' or './file.py:name'.
+    picture
+        The picture, image 1 to the tool.
+    arguments
+        The tool's arguments as name=value: JSON, or numbers with commas between (box=10,20,200,200).
+    out
+        Where to write; by default beside you, under a name that is free.
+    first_view
+        Scale at which the model is taken to have seen the picture. A box is in that view's pixels; at 1, in the
+        picture's own.
+    """
+    from agentvision import plugins
+    from agentvision.compute import VisionSpec
+    from agentvision.images import ImageStore
+    from agentvision.tool import Tool, ToolContext, call_tool, tools_of
+    from agentvision.types import Affine, Box, ToolCall, View
+
+    found = plugins.load("tools", tool)
+    candidates = tools_of(found if isinstance(found, Tool) or not callable(found) else found())
+    if len(candidates) > 1:
+        raise PluginError(
+            f"{tool!r} is a set of tools ({', '.join(t.name for t in candidates)}); name one method's tool"
+        )
+    chosen = candidates[0]
+
+    store, vision = ImageStore(), VisionSpec()
+    original = store.load(picture)
+    full = store.size(original)
+    size = full if first_view == 1.0 else vision.fit(full, scale=first_view)
+    whole = Box(0.0, 0.0, float(full[0]), float(full[1]))
+    view = View(
+        index=1,
+        image=store.render(original, whole, size),
+        original=original,
+        transform=Affine(a=full[0] / size[0], e=full[1] / size[1]),
+        size=size,
+        original_size=full,
+        tokens=vision.tokens(size),
+        source="first_view",
+    )
+    call = ToolCall(chosen.name, _parse(arguments))
+    outcome = asyncio.run(call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
+    if outcome.result is None:
+        reason = outcome.record.detail.strip().rpartition("\n")[2]
+        raise PluginError(f"{outcome.record.text}{f' ({reason})' if reason else ''}")
+    if outcome.result.text:
+        print(outcome.result.text)
+    for new, path in zip(outcome.result.images, _paths(picture, chosen.name, out), strict=False):
+        try:
+            new.image.save(path)
+        except (OSError, ValueError) as error:
+            raise PluginError(f"cannot write {str(path)!r}: {error}; end --out in .png") from None
+        print(f"{path}  {new.image.width} × {new.image.height} pixels, {vision.tokens(new.image.size)} visual tokens")
+
+
+def _call_of(tool: Any) -> str:
+    """`zoom(box, image=1)`: the way it is called."""
+    properties = tool.arguments.schema["properties"]
+    required = tool.arguments.schema.get("required", ())
+    shown = [name if name in required else f"{name}={p.get('default')}" for name, p in properties.items()]
+    return f"{tool.name}({', '.join(shown)})"
+
+
+def _parse(arguments: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals or not name:
+            raise PluginError(f"{argument!r} is not name=value; for example box=10,20,200,200")
+        for form in (text, f"[{text}]"):
+            try:
+                values[name] = json.loads(form)
+                break
+            except ValueError:
+                values[name] = text
+    return values
+
+
+def _paths(picture: Path, tool: str, out: Path | None) -> Any:
+    """One path after another: what `out` names, or names that are free."""
+    if out is not None:
+        if out.resolve() == picture.resolve():
+            raise PluginError(f"--out {str(out)!r} is the picture itself; choose another name")
+        yield out
+        yield from (out.with_stem(f"{out.stem}-{k}") for k in itertools.count(2))
+    names = itertools.chain([f"{picture.stem}-{tool}"], (f"{picture.stem}-{tool}-{k}" for k in itertools.count(2)))
+    yield from (path for name in names if not (path := Path(f"{name}.png")).exists())
