@@ -38,8 +38,8 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
     """Raise `PluginError` unless the tool keeps its contract.
 
     Its schema is plain JSON and describes every argument; a call with `arguments` (by default made up from the schema)
-    succeeds within its deadline, says the same twice for the same seed, and leaves the pictures it was shown as they were;
-    a missing image and an unknown argument are answered without a crash.
+    succeeds within its deadline, says the same twice for the same seed, and leaves the pictures it was shown as they
+    were; a missing image and an unknown argument are answered without a crash.
     """
     problems: list[str] = []
     if not _NAME.fullmatch(tool.name):
@@ -83,9 +83,9 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
 def check_env(env: Environment, sample: Sample, *, turns: Sequence[str] = _TURNS) -> None:
     """Raise `PluginError` unless the environment keeps its contract on this sample.
 
-    An episode that begins twice with one seed begins the same; messages show only views that were announced, whose indices
-    count from 1; each of `turns`, said again and again, ends in a `StopReason`; only the last step has no observation;
-    closing twice is harmless.
+    An episode that begins twice with one seed begins the same; messages show only views that were announced, whose
+    indices count from 1; each of `turns`, said again and again, ends in a `StopReason`; only the last step has no
+    observation; closing twice is harmless.
     """
     problems: list[str] = []
 

@@ -3,7 +3,7 @@
 Qwen's vision tower takes sides that are multiples of patch · merge pixels ("factor"), inside a budget of pixels; every
 factor × factor block becomes one token of the language model. `VisionSpec.fit` is the rule that gives the size (Qwen's
 `smart_resize`), made a fixed point: the fitted size of a fitted size is itself, so a picture rendered once at its
-fitted size is never resized again. `ModelShape` prices what a model does with the tokens.
+fitted size is never resized again. `flops.py` prices what a model does with the tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finding tools, policies, rewards and data sources by name: built-ins and yours come in by the same door.
 
-A name is one of three things: an entry point of the group `agentvision.<kind>` (how installed packages offer theirs, and
-this one its own), a dotted path `package.module:attribute`, or a file `./path/file.py:attribute`. Loading runs the code it
-names; discovery lists entry points, and one that is broken is reported beside the others, not instead of them.
+A name is one of three things: an entry point of the group `agentvision.<kind>` (how installed packages offer theirs,
+and this one its own), a dotted path `package.module:attribute`, or a file `./path/file.py:attribute`. Loading runs the
+code it names; discovery lists entry points, and one that is broken is reported beside the others, not instead of them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _from_file(kind: Kind, path: Path) -> Any:
     if not path.is_file():
         beside = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise PluginError(f"{kind}: there is no file {str(path)!r}.{suggest(path.name, beside)}")
-    # Named after its whole path: two files of one name stay apart, and one file is one module however often it is named.
+    # Named after its whole path: two files of one name stay apart, and one file is one module however often it is
+    # named.
     name = f"agentvision_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]

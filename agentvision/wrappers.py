@@ -53,8 +53,9 @@ class Deadline(EnvWrapper):
 
     async def step(self, message: Message) -> StepResult:
         started = time.monotonic()
+        clock = asyncio.timeout(max(0.0, self._until - started))
         try:
-            async with asyncio.timeout(max(0.0, self._until - started)) as clock:
+            async with clock:
                 return await self.inner.step(message)
         except TimeoutError:
             if not clock.expired():

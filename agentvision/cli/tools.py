@@ -65,11 +65,10 @@ def try_tool(
 
     found = plugins.load("tools", tool)
     candidates = tools_of(found if isinstance(found, Tool) or not callable(found) else found())
-    if len(candidates) > 1:
-        raise PluginError(
-            f"{tool!r} is a set of tools ({', '.join(t.name for t in candidates)}); name one method's tool"
-        )
-    chosen = candidates[0]
+    if len(candidates) != 1:
+        known = ", ".join(each.name for each in candidates)
+        raise PluginError(f"{tool!r} is a set of tools ({known}); `tools try` takes a single one")
+    (chosen,) = candidates
 
     store, vision = ImageStore(), VisionSpec()
     original = store.load(picture)
