@@ -2,12 +2,12 @@
 
 A section a noun. Nothing here is derived, nothing loads a model, a tool or a file: runtime objects are built from a
 recipe elsewhere. Names of tools, rewards, policies and data sources are plain strings, because plug-ins are found when
-the run is built. Rules that span sections stand in `_contradictions`. YAML, profiles, overrides are `load`'s business.
+the run is built. Rules that span sections stand in `rules`. YAML, profiles, overrides are `load`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
@@ -27,6 +27,7 @@ from agentvision.recipe.parts import (
     Weight,
 )
 from agentvision.recipe.problems import KeyPath, Origins
+from agentvision.recipe.rules import contradictions
 
 
 class Model(Section):
@@ -69,7 +70,10 @@ class Policy(Section):
 
 
 class Fields(Section):
-    """Which column of a data set holds what. A list is tried in order; the first that is there and not empty counts."""
+    """Which column of a data set holds what.
+
+    A list is tried in order: the first that is there and not empty counts. `[]` says that it is not needed.
+    """
 
     question: Columns = ("question", "problem")
     """The question's text; `<image>` in it marks an image's place."""
@@ -359,43 +363,8 @@ class Recipe(Section):
     def _sections_agree(self) -> Self:
         errors = [
             InitErrorDetails(type=PydanticCustomError("contradiction", "{what}", {"what": what}), loc=loc, input=None)
-            for loc, what in _contradictions(self)
+            for loc, what in contradictions(self)
         ]
         if errors:
             raise ValidationError.from_exception_data("Recipe", errors)
         return self
-
-
-def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """(path, what) of everything that is valid in its section and wrong beside another."""
-    model, sampling, trainer = recipe.model, recipe.sampling, recipe.trainer
-    for section, plugins in ((("rewards",), recipe.rewards), (("env", "tools"), recipe.env.tools)):
-        names = [plugin.name for plugin in plugins]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield (*section, index), f"{name!r} stands here twice; each may stand once"
-    if recipe.protocol.style == "plain" and recipe.env.tools:
-        yield ("env", "tools"), "protocol.style 'plain' has no tool calls; write tools: [] or style: think"
-    if None not in (model.min_pixels, model.max_pixels) and model.min_pixels > model.max_pixels:  # type: ignore[operator]
-        yield (
-            ("model", "min_pixels"),
-            f"must not be above model.max_pixels ({model.max_pixels}), not {model.min_pixels}",
-        )
-    if sampling.max_tokens > sampling.context_tokens:
-        whole = f"sampling.context_tokens ({sampling.context_tokens})"
-        yield ("sampling", "max_tokens"), f"must not be above {whole}, not {sampling.max_tokens}"
-    if trainer.steps == 0:
-        return
-    if not recipe.rewards:
-        yield ("rewards",), "training needs at least one reward (or trainer.steps: 0)"
-    if sampling.temperature == 0:
-        yield ("sampling", "temperature"), "must be above 0 to train: greedy rollouts are all equal and teach nothing"
-    for key, value, all_of_it in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
-        if value != all_of_it:
-            yield ("sampling", key), f"must be {all_of_it} to train, not {value}: a cut distribution biases the ratio"
-    mini = trainer.mini_batch_prompts
-    if mini is not None and trainer.prompts_per_step % mini:
-        yield (
-            ("trainer", "mini_batch_prompts"),
-            f"must divide trainer.prompts_per_step ({trainer.prompts_per_step}), not {mini}",
-        )
