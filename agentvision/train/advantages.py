@@ -29,7 +29,9 @@ class GroupAdvantages:
     signal: bool
 
 
-def group_advantages(rewards_G: Sequence[float | None], *, normalise: bool = True, eps: float = 1e-6) -> GroupAdvantages:
+def group_advantages(
+    rewards_G: Sequence[float | None], *, normalise: bool = True, eps: float = 1e-6
+) -> GroupAdvantages:
     """A_i = (R_i - mean R) / (std R + eps), mean and unbiased std over the valid members (GRPO; VisionThink, Eq. 3).
 
     `normalise=False` leaves the division out (Dr. GRPO). `rewards_G` holds the G totals of one prompt; None and
@@ -48,4 +50,6 @@ def group_advantages(rewards_G: Sequence[float | None], *, normalise: bool = Tru
         variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
         scale = math.sqrt(variance) + eps
     advantages = iter([(value - mean) / scale for value in values])
-    return GroupAdvantages(tuple(next(advantages) if valid else 0.0 for valid in valid_G), valid_G, kept=True, signal=True)
+    return GroupAdvantages(
+        tuple(next(advantages) if valid else 0.0 for valid in valid_G), valid_G, kept=True, signal=True
+    )

@@ -11,7 +11,7 @@ Rows are trimmed after the last position that predicts a sampled token: what fol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 
 import torch
@@ -69,8 +69,8 @@ class MicroBatch:
         return self.targets.numel()
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return MicroBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def _is_opening(segment: Segment) -> bool:

@@ -38,7 +38,13 @@ class TokenStats:
 
 
 def token_stats(
-    hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, *, temperature: float, banned: Tensor, chunk_logits: int = CHUNK_LOGITS
+    hidden_ND: Tensor,
+    head: nn.Module,
+    targets_N: Tensor,
+    *,
+    temperature: float,
+    banned: Tensor,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> TokenStats:
     """log p(target) and entropy under softmax(logits / temperature) with the banned ids removed.
 
@@ -54,7 +60,7 @@ def token_stats(
         mean_n = (torch.softmax(logits_nV, dim=1) * logits_nV).sum(dim=1)
         return chosen_n - total_n, total_n - mean_n
 
-    vocabulary = cast(Any, head).weight.shape[0]
+    vocabulary = cast("Any", head).weight.shape[0]
     size = max(1, chunk_logits // vocabulary)
     if hidden_ND.shape[0] <= size:
         return TokenStats(*chunk(hidden_ND, targets_N))
@@ -78,10 +84,17 @@ class SampledTokens(nn.Module):
     """A causal vision-language model of the Qwen2-VL family, seen by the trainer: micro-batch in, `TokenStats` out.
 
     `features` may hold the features of images that need no gradient (a frozen tower); those are not computed again.
+    `touch_all` gives every trainable weight a gradient even where a micro-batch has no image: DDP waits for all of them.
     """
 
     def __init__(
-        self, model: nn.Module, *, temperature: float, banned_ids: tuple[int, ...], chunk_logits: int = CHUNK_LOGITS
+        self,
+        model: nn.Module,
+        *,
+        temperature: float,
+        banned_ids: tuple[int, ...],
+        chunk_logits: int = CHUNK_LOGITS,
+        touch_all: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -89,10 +102,13 @@ class SampledTokens(nn.Module):
         self.model = model
         self.temperature = temperature
         self.chunk_logits = chunk_logits
+        self.touch_all = touch_all
         self.register_buffer("banned", torch.tensor(banned_ids, dtype=torch.long), persistent=False)
 
-    def forward(self, batch: MicroBatch, pixels: PixelSource, features: Mapping[ImageHash, Tensor] | None = None) -> TokenStats:
-        vl = cast(Any, self.model)
+    def forward(
+        self, batch: MicroBatch, pixels: PixelSource, features: Mapping[ImageHash, Tensor] | None = None
+    ) -> TokenStats:
+        vl = cast("Any", self.model)
         embeds_BTD = vl.get_input_embeddings()(batch.ids)
         if batch.images:
             images_MD = self._features(batch, pixels, features or {}).to(embeds_BTD.dtype)
@@ -108,14 +124,18 @@ class SampledTokens(nn.Module):
         hidden_BTD = vl.model.language_model(
             inputs_embeds=embeds_BTD, position_ids=batch.positions, attention_mask=mask, use_cache=False
         ).last_hidden_state
-        return token_stats(
+        stats = token_stats(
             hidden_BTD.flatten(0, 1)[batch.predictors],
             vl.lm_head,
             batch.targets,
             temperature=self.temperature,
-            banned=cast(Tensor, self.banned),
+            banned=cast("Tensor", self.banned),
             chunk_logits=self.chunk_logits,
         )
+        if self.touch_all and torch.is_grad_enabled():
+            nothing = torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0
+            return TokenStats(stats.logprobs + nothing, stats.entropy)
+        return stats
 
     def _features(self, batch: MicroBatch, pixels: PixelSource, known: Mapping[ImageHash, Tensor]) -> Tensor:
         """The concatenated features of the micro-batch's images, `(M', D)`."""
@@ -128,7 +148,7 @@ class SampledTokens(nn.Module):
 
 def image_features(model: nn.Module, images: list[ImageHash], pixels: PixelSource) -> dict[ImageHash, Tensor]:
     """One pass of the vision tower over these images; the features of each, `(tokens, D)`."""
-    vl = cast(Any, model)
+    vl = cast("Any", model)
     device = vl.get_input_embeddings().weight.device
     prepared = [pixels(image) for image in images]
     grids = torch.tensor([p.grid for p in prepared], device=device)

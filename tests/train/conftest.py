@@ -78,7 +78,12 @@ def ledgers(seed: int = 0, *, prompts: int = 3, group: int = 4):
         for k in range(group):
             ledger = (*opening, said(rng, rng.randrange(1, 7)))
             if k % 2:
-                ledger += (text(rng, 2), image(rng.choice(["8x8", "4x12"]), 2), text(rng, 3), said(rng, rng.randrange(1, 5)))
+                ledger += (
+                    text(rng, 2),
+                    image(rng.choice(["8x8", "4x12"]), 2),
+                    text(rng, 3),
+                    said(rng, rng.randrange(1, 5)),
+                )
             if k % 3 == 2:
                 ledger += (text(rng, 4), image("12x12", 3))  # a tool turn that was never answered
             result.append(ledger)

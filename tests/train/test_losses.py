@@ -52,7 +52,9 @@ def oracle(rows, advantages, *, norm, max_tokens, low=0.2, high=0.3, beta=0.05, 
 
 def loss_of(rows, advantages, *, norm, counts):
     lengths = torch.cat([torch.full((len(r[0]),), len(r[0])) for r in rows])
-    advantages_N = torch.cat([torch.full((len(r[0]),), a, dtype=torch.float64) for r, a in zip(rows, advantages, strict=True)])
+    advantages_N = torch.cat(
+        [torch.full((len(r[0]),), a, dtype=torch.float64) for r, a in zip(rows, advantages, strict=True)]
+    )
     logprobs, old, reference, entropy = (torch.cat([r[i] for r in rows]) for i in range(4))
     return grpo_loss(
         logprobs,
@@ -138,4 +140,8 @@ def test_the_supervised_loss_is_the_mean_cross_entropy_of_each_trajectory():
 
 def test_mismatch_measures_before_clipping():
     measured = mismatch(torch.tensor([0.0, math.log(5.0)]), torch.tensor([0.0, 0.0]))
-    assert measured.tokens == 2 and measured.max == pytest.approx(math.log(5.0)) and measured.ratio_max == pytest.approx(5.0)
+    assert (
+        measured.tokens == 2
+        and measured.max == pytest.approx(math.log(5.0))
+        and measured.ratio_max == pytest.approx(5.0)
+    )

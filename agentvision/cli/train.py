@@ -1,0 +1,48 @@
+"""`agentvision train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from agentvision.recipe import load_recipe
+
+
+def train(
+    recipe: str,
+    *overrides: str,
+    profile: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    quiet: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Train a recipe's policy.
+
+    Ctrl-C and SIGTERM end the run with a whole checkpoint; --resume continues it. A run's folder is never overwritten.
+
+    Parameters
+    ----------
+    recipe
+        Name of a recipe that ships with the package, or a path.
+    overrides
+        Values of the recipe to change, `key.path=value`: `seed=3`, `trainer.steps=10`, `rewards.format.weight=0`.
+    profile
+        A profile of the recipe, such as `tiny`.
+    out
+        Folder of the run; `runs/NAME` by default.
+    resume
+        Continue the run in `out` from its newest whole checkpoint.
+    quiet
+        Say nothing while training.
+    """
+    loaded = load_recipe(recipe, profile=profile, overrides=overrides)
+    from agentvision.train.run import train as run  # imports torch
+
+    result = run(loaded, out=out, resume=resume, quiet=quiet)
+    if result.interrupted is not None:
+        sys.exit(128 + result.interrupted.value)
+    if not quiet:
+        print(f"{result.out}: {result.steps} steps; the model is in {result.export}, the report is {result.report}")

@@ -1,0 +1,56 @@
+"""The model as a plain Hugging Face folder: weights, configuration, tokenizer, processor.
+
+What other programs load (transformers, vLLM, `agentvision eval --model`). The small files of a model that came from a
+folder are copied as they stand, so that nothing the tokenizer or processor says is lost in a round trip.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from agentvision.errors import RunError, TrainingStopped
+from agentvision.tokens import Codec
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".msgpack", ".h5")
+_OWN = ("config.json", "generation_config.json")
+"""Written from the model itself."""
+
+
+def save_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
+    """Write `folder`. `source` is the folder or hub id that the model was loaded from.
+
+    Raises:
+        TrainingStopped: a weight is not finite; nothing is written.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingStopped(
+                f"the weight {name!r} is not finite: it is not saved; resume from the last checkpoint"
+            )
+    transformers_logging.disable_progress_bar()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    codec.tokenizer.save_pretrained(folder)
+    codec.image_processor.save_pretrained(folder)
+    origin = Path(source)
+    if origin.is_dir():
+        for path in origin.iterdir():
+            if path.is_file() and path.name not in _OWN and not path.name.endswith(_WEIGHTS):
+                shutil.copyfile(path, folder / path.name)
+
+
+def export_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
+    """`save_model` beside `folder`, then moved into place: it is whole or as it was."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        save_model(model, codec, part, source=source)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot write the exported model: {error}; free space, then --resume") from error

@@ -1,0 +1,248 @@
+"""Multi-turn GRPO: rollout → reward → advantage → loss → step → sync, until the recipe's steps are done.
+
+The loop reads top to bottom in `GRPO.loop`; what each line stands for lives in a module of its own (collect, advantages,
+losses, update, checkpoint), and what stands around it (the run's folder, resuming, export) in `run`. Every rank of an
+accelerate launch rolls out its own prompts with its own copy of the weights; the loss is normalised over all of them.
+
+A run can be repeated from its seed, and a killed one continued: prompts come from a cursor, sampling seeds from (seed,
+step, prompt, rollout, turn), and everything else that changes stands in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from agentvision import build
+from agentvision.errors import TrainingStopped
+from agentvision.images import ImageStore
+from agentvision.journal import Journal
+from agentvision.recipe import Recipe
+from agentvision.rollout import rollout_groups, seed_for
+from agentvision.tracking import Tracker
+from agentvision.train.batch import Example
+from agentvision.train.checkpoint import Checkpoints
+from agentvision.train.collect import Collected, ScoredGroup, collect
+from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.learner import Learner
+from agentvision.train.metrics import rollout_metrics, update_metrics
+from agentvision.train.optimizer import learning_rate, set_learning_rate
+from agentvision.train.progress import StepProgress
+from agentvision.train.prompts import PromptStream
+from agentvision.train.seeding import random_states, set_random_states
+from agentvision.train.update import UpdateStats
+from agentvision.types import Group, Sample, Trajectory
+
+
+@dataclass(slots=True)
+class GRPO:
+    """One process's share of a run, from its first step to its last."""
+
+    recipe: Recipe
+    learner: Learner
+    accelerator: Accelerator
+    prompts: PromptStream
+    checkpoints: Checkpoints
+    bad: BadSteps
+    tracker: Tracker | None
+    """None on ranks other than the first; so is the journal."""
+    journal: Journal | None
+    progress: StepProgress
+    interruption: Interruption
+    step: int = 0
+    """Steps done."""
+    cursor: int = 0
+    """Prompts drawn by this rank in those steps; a step that is abandoned draws its prompts again."""
+    saved: int = -1
+    """The step of the newest checkpoint of this process."""
+
+    async def loop(self) -> None:
+        """Train until the last step, a signal, or a reason to stop."""
+        settings = self.recipe.trainer
+        while self.step < settings.steps and self.interruption.received is None:
+            began = time.perf_counter()
+            store = ImageStore()
+            # rollout and reward
+            collected = await self.collect(store)
+            self.check_invalid(collected)
+            # advantage
+            groups = [examples_of(scored) for scored in collected.with_signal]
+            # loss and step
+            updating = time.perf_counter()
+            self.progress.phase("update")
+            rate = learning_rate(self.step, settings, steps=settings.steps)
+            updates = self.update(groups, collected, store, rate)
+            # sync
+            self.learner.policy.weights_changed()
+            self.step, self.cursor = self.step + 1, self.prompts.cursor
+            ended = time.perf_counter()
+            times = {
+                "time_rollout_s": collected.rollout_s,
+                "time_reward_s": collected.reward_s,
+                "time_update_s": ended - updating,
+                "time_step_s": ended - began,
+            }
+            self.record(collected, updates, store, {"lr": rate, "resample_rounds": collected.rounds - 1, **times})
+            if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
+                self.save()
+
+    # --- the parts of a step ------------------------------------------------------------------------------------------
+
+    async def collect(self, store: ImageStore) -> Collected:
+        recipe, learner = self.recipe, self.learner
+        done = 0
+
+        def rollout(named: Sequence[tuple[str, Sample]], seed: int) -> AsyncIterator[Group]:
+            size = recipe.algorithm.group_size
+            at_once = recipe.policy.concurrency or len(named) * size
+            return rollout_groups(
+                named,
+                size=size,
+                make_env=build.env_maker(recipe, store=store, vision=learner.codec.vision, tools=learner.tools),
+                policy=learner.policy,
+                store=store,
+                sampling=build.sampling_of(recipe, seed=seed),
+                limits=build.limits_of(recipe),
+                tools=[tool.schema for tool in learner.tools],
+                in_flight=max(1, at_once // size),
+            )
+
+        def count(group: Group) -> None:
+            nonlocal done
+            done += len(group.trajectories)
+            self.progress.rollouts(done)
+
+        if (task := asyncio.current_task()) is not None:
+            self.interruption.cancels(task)
+        return await collect(
+            self.prompts,
+            rollout=rollout,
+            score=learner.rewards.score,
+            wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
+            max_rounds=recipe.algorithm.resample.max_rounds,
+            normalise=recipe.algorithm.advantage_std,
+            seed=seed_for(recipe.seed, "step", self.step, self.accelerator.process_index),
+            on_group=count,
+        )
+
+    def update(
+        self, groups: list[list[Example]], collected: Collected, store: ImageStore, rate: float
+    ) -> list[UpdateStats]:
+        """The updates of one step: `epochs` passes over its groups in mini-batches."""
+        learner, world = self.learner, self.accelerator.num_processes
+        pixels = partial(learner.codec.pixels, store)
+        size = (self.recipe.trainer.mini_batch_prompts or self.recipe.trainer.prompts_per_step) // world
+        # A rank with fewer groups, or none, takes part with a spare example, so that no rank waits for it.
+        ledgers = (t.segments for s in collected.groups for t in s.group.trajectories if t.sampled_tokens)
+        spare = next((Example(segments, advantage=0.0) for segments in ledgers), None)
+        mini_batches = max(self._of_all_ranks(-(-len(groups) // size)))
+        set_learning_rate(learner.optimizer, rate)
+        learner.updater.begin_step()
+        results: list[UpdateStats] = []
+        for epoch in range(self.recipe.algorithm.epochs):
+            order = list(range(len(groups)))
+            if epoch:
+                random.Random(seed_for(self.recipe.seed, "epoch", self.step, epoch)).shuffle(order)
+            for k in range(mini_batches):
+                examples = [e for i in order[k * size : (k + 1) * size] for e in groups[i]]
+                stats = learner.updater.reinforce(examples, pixels, spare=spare)
+                results.append(stats)
+                if stats.finite:
+                    self.bad.good()
+                else:
+                    self.bad.bad(f"step {self.step}: loss {stats.loss!r}, gradient norm {stats.grad_norm!r}")
+        return results
+
+    def check_invalid(self, collected: Collected) -> None:
+        """Stop when rewards (or episodes) fail more often than the recipe allows: the rest would be a biased sample."""
+        local = [t for scored in collected.groups for t in scored.group.trajectories]
+        reasons = [_why_invalid(t) for t in local if t.reward is None]
+        counts = self._of_all_ranks((len(reasons), len(local)))
+        invalid, total = (sum(c[i] for c in counts) for i in range(2))
+        limit = self.recipe.trainer.max_invalid_share
+        if total and invalid > limit * total:
+            seen = f"; the first: {reasons[0]}" if reasons else ""
+            raise TrainingStopped(
+                f"step {self.step}: {invalid} of {total} trajectories have no valid reward, more than "
+                f"trainer.max_invalid_share={limit!r} allows{seen}"
+            )
+
+    def record(
+        self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
+    ) -> None:
+        groups, stats = list(collected.groups), list(updates)
+        if self.accelerator.num_processes > 1:
+            groups = self._with_other_ranks(groups, store)
+        if self.tracker is None or self.journal is None:
+            return
+        metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(stats) | more
+        trajectories = [t for scored in groups for t in scored.group.trajectories]
+        metrics |= {
+            "samples_per_s": len(trajectories) / more["time_step_s"],
+            "steps_skipped": self.bad.skipped,
+            "version": self.learner.policy.version,
+        }
+        every = self.recipe.tracking.trajectories_every
+        if every and (self.step - 1) % every == 0:
+            self.journal.append(trajectories, step=self.step, store=store)
+            self.tracker.rollouts(self.step, [scored.group for scored in groups], store)
+        self.tracker.step(metrics)
+        self.progress.step(metrics)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the run as it stands after `self.step` steps, once."""
+        path = self.checkpoints.path(self.step)
+        if self.saved == self.step:
+            return path
+        state = {
+            "cursors": self._of_all_ranks(self.cursor),
+            "bad": {"skipped": self.bad.skipped, "in_a_row": self.bad.in_a_row},
+            "version": self.learner.policy.version,
+        }
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self.step, state | random_states(), self.learner.write)
+        self.accelerator.wait_for_everyone()
+        self.saved = self.step
+        return path
+
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Continue where `save` left off. The weights and the optimizer are the learner's affair."""
+        self.step = self.saved = step
+        self.cursor = self.prompts.cursor = state["cursors"][self.accelerator.process_index]
+        self.bad.skipped, self.bad.in_a_row = state["bad"]["skipped"], state["bad"]["in_a_row"]
+        set_random_states(state)
+
+    def _with_other_ranks(self, groups: list[ScoredGroup], store: ImageStore) -> list[ScoredGroup]:
+        """On the first rank: everybody's groups, with their images in `store`."""
+        images = {v.image: store.get(v.image) for s in groups for t in s.group.trajectories for v in t.views}
+        images |= {key: store.get(key) for s in groups for t in s.group.trajectories for key in t.originals}
+        gathered: list[Any] = gather_object([(groups, images)])
+        if self.accelerator.is_main_process:
+            for _, theirs in gathered:
+                for image in theirs.values():
+                    store.add(image)
+        return [scored for theirs, _ in gathered for scored in theirs]
+
+    def _of_all_ranks(self, value: Any) -> list[Any]:
+        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
+
+
+def examples_of(scored: ScoredGroup) -> list[Example]:
+    """The valid members of a group, each with its advantage."""
+    members = zip(scored.group.trajectories, scored.advantages.advantages_G, scored.advantages.valid_G, strict=True)
+    return [Example(trajectory.segments, advantage) for trajectory, advantage, valid in members if valid]
+
+
+def _why_invalid(trajectory: Trajectory) -> str:
+    reasons = [f"{name}: {score.reason}" for name, score in trajectory.scores.items() if not score.valid]
+    error = trajectory.error.splitlines()[0] if trajectory.error else ""
+    return f"{trajectory.sample.id}: {error or '; '.join(reasons) or trajectory.stop.value}"

@@ -1,0 +1,78 @@
+"""What keeps a run from hurting itself: signals that end it cleanly, and numbers that are not finite.
+
+The first SIGINT or SIGTERM asks: work that can be abandoned is cancelled, the loop saves a checkpoint and ends. A second
+one falls through to the default and kills. Bad steps (a loss or gradient that is not finite) are skipped before they
+touch a weight; too many in a row end the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from agentvision.errors import TrainingStopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Catches the first SIGINT or SIGTERM while it is entered. Outside the main thread it catches nothing.
+
+    `received` is the signal, None before one came.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._restore()
+
+    def cancels(self, task: asyncio.Task[Any]) -> None:
+        """From now on the signal cancels this task, which may be abandoned."""
+        self._task = (asyncio.get_running_loop(), task)
+        if self.received is not None:
+            task.cancel()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+        if self._task is not None:
+            loop, task = self._task
+            loop.call_soon_threadsafe(task.cancel)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class BadSteps:
+    """Counts optimizer updates that were skipped. `skipped` is all of them, `in_a_row` those since the last good one."""
+
+    def __init__(self, limit: int, *, skipped: int = 0, in_a_row: int = 0) -> None:
+        self.limit = limit
+        self.skipped = skipped
+        self.in_a_row = in_a_row
+
+    def good(self) -> None:
+        self.in_a_row = 0
+
+    def bad(self, what: str) -> None:
+        """Record a skipped update. Raises `TrainingStopped` when it was one too many in a row."""
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            raise TrainingStopped(
+                f"{self.in_a_row} updates in a row were not finite (last: {what}) and were skipped; the weights are those "
+                "of the last good one. Lower trainer.lr, or look at the rewards and log-probs in metrics.jsonl"
+            )

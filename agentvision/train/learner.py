@@ -1,0 +1,129 @@
+"""Everything that learns, made from a recipe: policy, model, optimizer, rewards.
+
+The policy and the trainer share one model in this process; "sync" is telling the policy that its weights are new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from agentvision import build
+from agentvision.errors import ModelError, PluginError, RunError
+from agentvision.recipe import Recipe
+from agentvision.rewards import Rewards
+from agentvision.tokens import Codec
+from agentvision.tool import Tool
+from agentvision.train.export import save_model
+from agentvision.train.forward import SampledTokens
+from agentvision.train.optimizer import make_optimizer
+from agentvision.train.update import Updater, freeze, make_reference
+
+_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+@dataclass(slots=True)
+class Learner:
+    """`source` is the folder or hub id that the model's small files come from."""
+
+    policy: Any
+    """A trainable policy: besides `Policy`, it has `model` and `weights_changed`."""
+    model: Any
+    codec: Codec
+    tools: list[Tool]
+    rewards: Rewards
+    optimizer: torch.optim.Optimizer
+    updater: Updater
+    source: str
+
+    def write(self, folder: Path) -> None:
+        """The large files of a checkpoint: `model/` and `optimizer.pt`."""
+        save_model(self.model, self.codec, folder / "model", source=self.source)
+        tensors = {"optimizer": self.optimizer.state_dict(), "torch": torch.get_rng_state()}
+        torch.save(tensors, folder / "optimizer.pt")
+
+    def read(self, folder: Path) -> None:
+        """The optimizer of a checkpoint; its model was loaded when the learner was made."""
+        try:
+            tensors = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(tensors["optimizer"])
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"{folder / 'optimizer.pt'}: cannot be read: {error}; move this checkpoint away") from error
+        torch.set_rng_state(tensors["torch"])
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate's view of where this process stands: one of one, or of a `torchrun`/`accelerate launch`."""
+    from accelerate.state import AcceleratorState
+
+    options: dict[str, Any] = {"mixed_precision": recipe.trainer.mixed_precision, "cpu": recipe.model.device == "cpu"}
+    try:
+        return Accelerator(**options)
+    except ValueError:  # its state is global, and an earlier run in this process had other settings
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(**options)
+
+
+def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None, reference: Path | None) -> Learner:
+    """Build what the recipe names. `model` and `reference` are folders to load weights from in place of the recipe's."""
+    if recipe.model.device == "auto":
+        settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
+        recipe = recipe.model_copy(update={"model": settings})
+    policy: Any = build.build_policy(recipe, model=str(model) if model else None)
+    if not policy.trainable or policy.codec is None:
+        raise PluginError(
+            f"policy.backend {recipe.policy.backend!r} cannot be trained: it does not give the exact ids and log-probs of "
+            "what was sampled. Train with 'transformers', then use the exported model with any backend"
+        )
+    net = policy.model
+    if recipe.model.gradient_checkpointing:
+        net.gradient_checkpointing_enable()
+    freeze(net, recipe.model.freeze)
+    if {"vision", "projector"} <= set(recipe.model.freeze) and hasattr(policy, "vision_frozen"):
+        policy.vision_frozen = True
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ModelError(f"model.freeze={list(recipe.model.freeze)!r} leaves nothing to train")
+    scorer = SampledTokens(
+        net,
+        temperature=recipe.sampling.temperature,
+        banned_ids=policy.codec.banned_ids,
+        touch_all=accelerator.num_processes > 1,
+    )
+    kept = None
+    if recipe.algorithm.kl.coef > 0:
+        kept = make_reference(scorer)
+        if reference is not None:
+            build_reference(kept, recipe, reference)
+    optimizer = make_optimizer(net, recipe.trainer)
+    prepared, optimizer = accelerator.prepare(scorer.to(accelerator.device), optimizer)
+    updater = Updater(
+        accelerator=accelerator,
+        scorer=prepared,
+        optimizer=optimizer,
+        algorithm=recipe.algorithm,
+        grad_clip=recipe.trainer.grad_clip,
+        micro_batch_tokens=recipe.trainer.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(accelerator.device.type, 16384),
+        max_tokens=recipe.sampling.max_tokens,
+        merge=policy.codec.vision.merge,
+        reference=kept,
+    )
+    return Learner(
+        policy=policy,
+        model=net,
+        codec=policy.codec,
+        tools=build.build_tools(recipe),
+        rewards=build.build_rewards(recipe),
+        optimizer=optimizer,
+        updater=updater,
+        source=build.model_path(recipe.model.path),
+    )
+
+
+def build_reference(scorer: SampledTokens, recipe: Recipe, folder: Path) -> None:
+    """Put the weights of `folder` into the reference: those that GRPO started from."""
+    other: Any = build.build_policy(recipe, model=str(folder))
+    scorer.model.load_state_dict(other.model.state_dict())

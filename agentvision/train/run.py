@@ -1,0 +1,221 @@
+"""A training run from its folder's first file to its last: start or resume, stages, loop, export, report.
+
+A run's folder is never overwritten. Resuming takes the newest whole checkpoint and refuses a recipe that differs in
+anything but `trainer.steps`. Whatever ends the loop (the last step, a signal, a reason to stop), a whole checkpoint of
+the last finished step is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from agentvision.data import open_questions
+from agentvision.errors import AgentVisionError, RunError, TrainingStopped
+from agentvision.journal import Journal
+from agentvision.recipe import Recipe, load_recipe
+from agentvision.recipe.resolved import differing_keys, write_resolved
+from agentvision.tracking import Tracker
+from agentvision.train.checkpoint import Checkpoint, Checkpoints
+from agentvision.train.export import export_model
+from agentvision.train.grpo import GRPO
+from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.learner import Learner, make_accelerator, make_learner
+from agentvision.train.progress import StepProgress
+from agentvision.train.prompts import PromptStream
+from agentvision.train.seeding import seed_everything
+
+log = logging.getLogger(__name__)
+
+RESOLVED = "recipe.resolved.yaml"
+MAY_DIFFER = ("trainer.steps",)
+"""A finished run may be continued for longer. With a schedule other than constant this changes the later rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run left behind. `export` and `report` are None when it was interrupted."""
+
+    out: Path
+    steps: int
+    checkpoint: Path | None
+    export: Path | None = None
+    report: Path | None = None
+    interrupted: signal.Signals | None = None
+
+
+def train(recipe: Recipe, *, out: Path | str | None = None, resume: bool = False, quiet: bool = False) -> TrainResult:
+    """Train a recipe's policy into the folder `out` (`runs/NAME` by default).
+
+    Ctrl-C and SIGTERM end the run cleanly with a checkpoint; `resume` continues it, in the weights it would have had.
+    Under `torchrun` or `accelerate launch` every process calls this.
+
+    Raises:
+        RunError: the folder holds a run and `resume` is off, or it cannot be resumed, or the disk is full.
+        TrainingStopped: numbers that are not finite, or rewards that fail; the message names the last checkpoint.
+        AgentVisionError: a model, data set, tool or reward that cannot be found or used.
+    """
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+
+    def work() -> TrainResult:
+        return asyncio.run(_train(recipe, folder, resume=resume, quiet=quiet))
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with ThreadPoolExecutor(1, "train") as pool:  # called from a notebook or another program's loop
+        return pool.submit(work).result()
+
+
+async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> TrainResult:
+    accelerator = make_accelerator(recipe)
+    _check_world(recipe, accelerator)
+    checkpoints = Checkpoints(out / "checkpoints", keep=recipe.trainer.keep)
+    _check_folder(out, recipe, resume=resume)
+    found = checkpoints.newest() if resume else None
+    seed_everything(recipe.seed)
+    learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=None)
+    try:
+        with Interruption() as interruption:
+            return await _stages(
+                recipe, out, learner, accelerator, checkpoints, found, interruption, resume=resume, quiet=quiet
+            )
+    finally:
+        await learner.policy.close()
+
+
+async def _stages(
+    recipe: Recipe,
+    out: Path,
+    learner: Learner,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    found: Checkpoint | None,
+    interruption: Interruption,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> TrainResult:
+    samples = open_questions(recipe, "train")
+    main = accelerator.is_main_process
+    accelerator.wait_for_everyone()  # everybody has looked at the folder
+    if main:  # only now that all the recipe names could be built: a typo leaves no folder behind
+        _claim(out, recipe)
+    done = found.step if found else 0
+    tracker = Tracker.open(out, recipe, resume_step=done + 1 if resume else None) if main else None
+    journal = Journal(out, rewind_to=done + 1 if resume else None) if main else None
+    progress = StepProgress(recipe.name, total=recipe.trainer.steps, done=done, quiet=quiet or not main)
+    run = GRPO(
+        recipe=recipe,
+        learner=learner,
+        accelerator=accelerator,
+        prompts=PromptStream(
+            samples, seed=recipe.seed, rank=accelerator.process_index, world=accelerator.num_processes
+        ),
+        checkpoints=checkpoints,
+        bad=BadSteps(recipe.trainer.max_bad_steps),
+        tracker=tracker,
+        journal=journal,
+        progress=progress,
+        interruption=interruption,
+    )
+    if found is not None:
+        learner.read(found.path)
+        run.restore(found.state, found.step)
+    failed = True
+    try:
+        with progress:
+            await _loop(run)
+        failed = False
+        return _finish(run, out)
+    finally:
+        if tracker is not None and journal is not None:
+            journal.close()
+            tracker.close(failed=failed)
+
+
+async def _loop(run: GRPO) -> None:
+    """The loop, and a checkpoint whatever ends it."""
+    try:
+        await run.loop()
+        run.save()
+    except asyncio.CancelledError:
+        if run.interruption.received is None:
+            raise
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        run.save()
+    except TrainingStopped as stopped:
+        path = run.save()
+        if run.tracker is not None:
+            run.tracker.event("stopped", step=run.step, reason=str(stopped))
+        raise TrainingStopped(f"{stopped}. The last whole checkpoint is {path}") from stopped
+
+
+def _finish(run: GRPO, out: Path) -> TrainResult:
+    checkpoint = run.checkpoints.path(run.step)
+    signal_ = run.interruption.received
+    if signal_ is not None and run.step < run.recipe.trainer.steps:
+        if run.tracker is not None:
+            run.tracker.event("interrupted", step=run.step, signal=signal_.name)
+        run.progress.say(f"{signal_.name}: stopped after step {run.step}; continue with --resume --out {out}")
+        return TrainResult(out, run.step, checkpoint, interrupted=signal_)
+    export, report = out / "export", None
+    if run.accelerator.is_main_process:
+        learner = run.learner
+        export_model(learner.model, learner.codec, export, source=learner.source)
+        report = _report(out)
+    return TrainResult(out, run.step, checkpoint, export=export, report=report)
+
+
+def _report(out: Path) -> Path | None:
+    """The report is a view of what is on disk: that it fails does not undo a finished run."""
+    from agentvision.report import write_report
+
+    try:
+        return write_report(out)
+    except (AgentVisionError, OSError) as error:
+        log.warning("the report could not be written: %s; `agentvision report %s` tries again", error, out)
+        return None
+
+
+def _check_world(recipe: Recipe, accelerator: Accelerator) -> None:
+    world = accelerator.num_processes
+    for name in ("prompts_per_step", "mini_batch_prompts"):
+        value = getattr(recipe.trainer, name)
+        if value is not None and value % world:
+            raise RunError(
+                f"trainer.{name}={value} cannot be shared out evenly to {world} processes; take a multiple of it"
+            )
+
+
+def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Raise `RunError` where a run may not be started or resumed with this recipe."""
+    resolved = out / RESOLVED
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} is there already, and no run is overwritten: take --resume, or a new --out")
+        return
+    if not resolved.is_file():
+        raise RunError(f"{out} holds no run to resume: there is no {RESOLVED} in it; leave --resume out, or mend --out")
+    changed = [key for key in differing_keys(load_recipe(resolved), recipe) if key not in MAY_DIFFER]
+    if changed:
+        raise RunError(
+            f"{out} was started with another recipe; these keys differ: {', '.join(changed)}. Resume with the values in "
+            f"{resolved}, or start a new run with another --out"
+        )
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_resolved(recipe, out / RESOLVED)
+    except OSError as error:
+        raise RunError(f"{out}: cannot write a run here: {error}") from error
