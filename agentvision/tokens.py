@@ -138,6 +138,7 @@ class Codec:
         cls,
         path: str | Path,
         *,
+        revision: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         trust_remote_code: bool = False,
@@ -147,17 +148,18 @@ class Codec:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            options = {"revision": revision or "main"}
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
             pixel_limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
             # The PIL processor by name: the automatic one wants torchvision.
             processor = Qwen2VLImageProcessorPil.from_pretrained(
-                path, **{k: v for k, v in pixel_limits.items() if v is not None}
+                path, **options, **{k: v for k, v in pixel_limits.items() if v is not None}
             )
         except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
             raise ModelError(f"{str(path)!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
         try:
-            stops = GenerationConfig.from_pretrained(path).eos_token_id
+            stops = GenerationConfig.from_pretrained(path, **options).eos_token_id
         except OSError:
             stops = None
         stops = tokenizer.eos_token_id if stops is None else stops

@@ -36,7 +36,7 @@ _PATIENCE_STEPS = 8
 _IDLE_S = 5.0
 """The worker thread ends when it has had nothing to do for so long; the next request starts another."""
 
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 @dataclass(slots=True, eq=False)
@@ -109,20 +109,31 @@ class TransformersPolicy:
         path: str | Path,
         *,
         dtype: torch.dtype | str = "auto",
-        device: torch.device | str | None = None,
-        attn: Attention = "sdpa",
+        device: torch.device | str = "auto",
+        attn: Attention = "auto",
+        revision: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         trust_remote_code: bool = False,
         codec: Codec | None = None,
         **options: Any,
     ) -> TransformersPolicy:
         """Load a local folder or a hub id (safetensors only). `options` go to the constructor.
 
-        `attn` is the implementation of the vision tower and of the trainer's forward pass; sampling always uses torch's
+        `min_pixels` and `max_pixels` replace the image processor's own. `attn` is the implementation of the vision tower and of the trainer's forward pass; sampling always uses torch's
         scaled-dot-product attention, which picks its own kernels. Raises `ModelError` when the model is missing, broken
         or of another family.
         """
-        model = load_model(path, dtype=dtype, device=device, attn=attn, trust_remote_code=trust_remote_code)
-        codec = codec or Codec.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = load_model(
+            path, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
+        )
+        codec = codec or Codec.from_pretrained(
+            path,
+            revision=revision,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            trust_remote_code=trust_remote_code,
+        )
         return cls(model, codec, **options)
 
     @property
@@ -280,14 +291,17 @@ def load_model(
     path: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
-    device: torch.device | str | None = None,
-    attn: Attention = "sdpa",
+    device: torch.device | str = "auto",
+    attn: Attention = "auto",
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it cannot be loaded."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~"))
     place = Path(path).expanduser()
     if looks_local and not place.is_dir():
@@ -296,11 +310,19 @@ def load_model(
         model = AutoModelForImageTextToText.from_pretrained(
             str(place) if looks_local else path,
             dtype=dtype,
-            attn_implementation=attn,
+            attn_implementation=best_attention(device) if attn == "auto" else attn,
+            revision=revision or "main",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"{str(path)!r} cannot be loaded as a model: {reason}") from error
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(device).eval()
+
+
+def best_attention(device: torch.device | str) -> Attention:
+    """flash-attn's kernel where it is installed and there is a GPU, else torch's scaled-dot-product attention."""
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if str(device).startswith("cuda") and is_flash_attn_2_available() else "sdpa"
