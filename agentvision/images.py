@@ -26,8 +26,8 @@ from PIL import Image, ImageOps
 from agentvision.errors import ImageError
 from agentvision.types import Box, ImageHash, ImageSource, Size
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
-"""What is decoded. MPO is the JPEG that many cameras write."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""What is decoded."""
 MAX_PIXELS = 64_000_000
 """Width · height that is decoded at most: 192 MB as RGB."""
 MAX_BYTES = 128 * 1024 * 1024
@@ -228,7 +228,7 @@ def _checked(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
             f"{name} is {image.width} × {image.height} pixels, over the {max_pixels:,} allowed; make it smaller"
         )
     try:
-        # An MPO's further frames are previews and depth maps, not an animation.
+        # An MPO is the JPEG that many cameras write; its further frames are previews and depth maps.
         animated = getattr(image, "format", None) != "MPO" and getattr(image, "is_animated", False)
     except Exception:
         raise ImageError(f"{name} is damaged: its frames cannot be counted; {_PNG_HINT}") from None
