@@ -292,9 +292,10 @@ def _warn(report: Callable[..., None], error: Exception) -> None:
 def redact(value: Any) -> Any:
     """A copy of a JSON value in which texts whose key is named like a credential are masked."""
     if isinstance(value, Mapping):
-        return {k: "***" if isinstance(v, str) and _is_secret(str(k)) else redact(v) for k, v in value.items()}
+        return {k: "***" if isinstance(v, str) and is_secret(str(k)) else redact(v) for k, v in value.items()}
     return [redact(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether a setting of this name may hold a credential."""
     return any(word in name.lower().split("_") for word in _SECRET_WORDS)
