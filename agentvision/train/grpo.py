@@ -24,11 +24,13 @@ from accelerate.utils import gather_object
 
 from agentvision import build
 from agentvision.errors import TrainingStopped
+from agentvision.evaluate.run import ask
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rollout import rollout_groups, seed_for
 from agentvision.tracking import Tracker
+from agentvision.train.advantages import group_advantages
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
@@ -43,6 +45,19 @@ from agentvision.train.update import UpdateStats
 from agentvision.types import Group, Sample, Trajectory
 
 
+EVALUATED = (
+    "reward",
+    "accuracy",
+    "format",
+    "call_rate",
+    "call_rate_easy",
+    "call_rate_hard",
+    "visual_tokens_additive",
+    "visual_tokens_replacement",
+)
+"""Metrics of the evaluations between steps."""
+
+
 @dataclass(slots=True)
 class GRPO:
     """One process's share of a run, from its first step to its last."""
@@ -51,6 +66,8 @@ class GRPO:
     learner: Learner
     accelerator: Accelerator
     prompts: PromptStream
+    held_out: Sequence[Sample]
+    """Questions of the evaluations between steps."""
     checkpoints: Checkpoints
     bad: BadSteps
     tracker: Tracker | None
@@ -91,7 +108,11 @@ class GRPO:
                 "time_update_s": ended - updating,
                 "time_step_s": ended - began,
             }
-            self.record(collected, updates, store, {"lr": rate, "resample_rounds": collected.rounds - 1, **times})
+            more = {"lr": rate, "resample_rounds": collected.rounds - 1, **times}
+            try:
+                more |= await self.evaluate()
+            finally:  # a signal may cut the evaluation off; the step is done all the same
+                self.record(collected, updates, store, more)
             if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
                 self.save()
 
@@ -175,6 +196,26 @@ class GRPO:
                 f"step {self.step}: {invalid} of {total} trajectories have no valid reward, more than "
                 f"trainer.max_invalid_share={limit!r} allows{seen}"
             )
+
+    async def evaluate(self) -> dict[str, Any]:
+        """Every so many steps: the policy on held-out questions, as `eval/…`; else nothing."""
+        every = self.recipe.trainer.eval_every
+        if not every or self.step % every or not self.accelerator.is_main_process:
+            return {}
+        began = time.perf_counter()
+        self.progress.phase("evaluation")
+        asked = await ask(
+            self.recipe,
+            self.held_out,
+            policy=self.learner.policy,
+            tools=self.learner.tools,
+            rewards=self.learner.rewards,
+            seed=seed_for(self.recipe.seed, "evaluation"),
+            step=self.step,
+        )
+        groups = [ScoredGroup(Group(t.sample, (t,)), group_advantages([t.reward])) for t in asked]
+        measured = rollout_metrics(groups)
+        return {"eval": {name: measured[name] for name in EVALUATED}, "time_eval_s": time.perf_counter() - began}
 
     def record(
         self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]

@@ -55,6 +55,11 @@ class Learner:
             raise RunError(f"{folder / 'optimizer.pt'}: cannot be read: {error}; move this checkpoint away") from error
         torch.set_rng_state(tensors["torch"])
 
+    def reset_reference(self) -> None:
+        """Take the weights as they are now for the reference."""
+        if self.updater.reference is not None:
+            self.updater.reference.model.load_state_dict(self.model.state_dict())
+
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """accelerate's view of where this process stands: one of one, or of a `torchrun`/`accelerate launch`."""
@@ -69,7 +74,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None, reference: Path | None) -> Learner:
-    """Build what the recipe names. `model` and `reference` are folders to load weights from in place of the recipe's."""
+    """Build what the recipe names.
+
+    `model` is a folder to take the weights from in place of the recipe's (a resumed run), and `reference` one for the
+    reference of the KL, where that did not start from the recipe's model either.
+    """
     if recipe.model.device == "auto":
         settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
         recipe = recipe.model_copy(update={"model": settings})
@@ -96,8 +105,9 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     kept = None
     if recipe.algorithm.kl.coef > 0:
         kept = make_reference(scorer)
-        if reference is not None:
-            build_reference(kept, recipe, reference)
+        if model is not None:  # a resumed run: the reference is what the run started from
+            start: Any = build.build_policy(recipe, model=str(reference) if reference else None)
+            kept.model.load_state_dict(start.model.state_dict())
     optimizer = make_optimizer(net, recipe.trainer)
     prepared, optimizer = accelerator.prepare(scorer.to(accelerator.device), optimizer)
     updater = Updater(
@@ -121,9 +131,3 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         updater=updater,
         source=build.model_path(recipe.model.path),
     )
-
-
-def build_reference(scorer: SampledTokens, recipe: Recipe, folder: Path) -> None:
-    """Put the weights of `folder` into the reference: those that GRPO started from."""
-    other: Any = build.build_policy(recipe, model=str(folder))
-    scorer.model.load_state_dict(other.model.state_dict())

@@ -56,6 +56,12 @@ class StepProgress:
     def phase(self, name: str) -> None:
         self._bar.update(self._steps, note=name)
 
+    def stage(self, note: str, count: int) -> None:
+        """A stage before the first step is under way; a plain line for every fiftieth `count`."""
+        self.phase(note)
+        if not self._live and count % 50 == 0:
+            self.say(f"{self._title} {note}")
+
     def step(self, metrics: Mapping[str, Any]) -> None:
         """A step is done."""
         self._done += 1

@@ -30,10 +30,15 @@ from agentvision.train.learner import Learner, make_accelerator, make_learner
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import seed_everything
+from agentvision.train.sft import WarmStart
+from agentvision.train.update import UpdateStats
+from agentvision.types import Sample
 
 log = logging.getLogger(__name__)
 
 RESOLVED = "recipe.resolved.yaml"
+WARM_START = "warm_start"
+"""Folder of the model after its supervised stage."""
 MAY_DIFFER = ("trainer.steps",)
 """A finished run may be continued for longer. With a schedule other than constant this changes the later rates."""
 
@@ -81,7 +86,8 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     _check_folder(out, recipe, resume=resume)
     found = checkpoints.newest() if resume else None
     seed_everything(recipe.seed)
-    learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=None)
+    reference = out / WARM_START if found and recipe.warm_start else None
+    learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
     try:
         with Interruption() as interruption:
             return await _stages(
@@ -103,7 +109,7 @@ async def _stages(
     resume: bool,
     quiet: bool,
 ) -> TrainResult:
-    samples = open_questions(recipe, "train")
+    samples, held_out = open_questions(recipe, "train"), _held_out(recipe)
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()  # everybody has looked at the folder
     if main:  # only now that all the recipe names could be built: a typo leaves no folder behind
@@ -119,6 +125,7 @@ async def _stages(
         prompts=PromptStream(
             samples, seed=recipe.seed, rank=accelerator.process_index, world=accelerator.num_processes
         ),
+        held_out=held_out,
         checkpoints=checkpoints,
         bad=BadSteps(recipe.trainer.max_bad_steps),
         tracker=tracker,
@@ -126,13 +133,13 @@ async def _stages(
         progress=progress,
         interruption=interruption,
     )
-    if found is not None:
-        learner.read(found.path)
-        run.restore(found.state, found.step)
     failed = True
     try:
         with progress:
-            await _loop(run)
+            if found is not None:
+                learner.read(found.path)
+                run.restore(found.state, found.step)
+            await _loop(run, out)
         failed = False
         return _finish(run, out)
     finally:
@@ -141,9 +148,11 @@ async def _stages(
             tracker.close(failed=failed)
 
 
-async def _loop(run: GRPO) -> None:
-    """The loop, and a checkpoint whatever ends it."""
+async def _loop(run: GRPO, out: Path) -> None:
+    """The stages, and a checkpoint whatever ends them."""
     try:
+        if run.recipe.warm_start is not None and run.saved < 0:
+            await _warm_start(run, out)
         await run.loop()
         run.save()
     except asyncio.CancelledError:
@@ -151,12 +160,37 @@ async def _loop(run: GRPO) -> None:
             raise
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
-        run.save()
+        if run.saved >= 0 or run.recipe.warm_start is None:
+            run.save()
     except TrainingStopped as stopped:
         path = run.save()
         if run.tracker is not None:
             run.tracker.event("stopped", step=run.step, reason=str(stopped))
         raise TrainingStopped(f"{stopped}. The last whole checkpoint is {path}") from stopped
+
+
+async def _warm_start(run: GRPO, out: Path) -> None:
+    """The supervised stage. Its weights are kept: they are where GRPO starts, and the reference of its KL."""
+    total = run.recipe.warm_start.steps if run.recipe.warm_start else 0
+
+    def on_step(step: int, stats: UpdateStats) -> None:
+        run.progress.stage(f"warm start {step}/{total}  loss {stats.loss:.3f}", step)
+        if run.tracker is not None and (step % 10 == 0 or step == total):
+            run.tracker.event("warm_start", step=step, loss=stats.loss, grad_norm=stats.grad_norm)
+
+    await WarmStart(
+        recipe=run.recipe,
+        learner=run.learner,
+        questions=open_questions(run.recipe, "warm_start"),
+        interruption=run.interruption,
+        on_step=on_step,
+        rank=run.accelerator.process_index,
+        world=run.accelerator.num_processes,
+    ).run()
+    if run.accelerator.is_main_process:
+        export_model(run.learner.model, run.learner.codec, out / WARM_START, source=run.learner.source)
+    run.learner.reset_reference()
+    run.save()
 
 
 def _finish(run: GRPO, out: Path) -> TrainResult:
@@ -173,6 +207,14 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
         export_model(learner.model, learner.codec, export, source=learner.source)
         report = _report(out)
     return TrainResult(out, run.step, checkpoint, export=export, report=report)
+
+
+def _held_out(recipe: Recipe) -> list[Sample]:
+    """The questions of the evaluations between steps: the first of the held-out ones, so that they compare."""
+    if not recipe.trainer.eval_every:
+        return []
+    questions = open_questions(recipe, "eval")
+    return [questions[k] for k in range(min(recipe.trainer.eval_n, len(questions)))]
 
 
 def _report(out: Path) -> Path | None:
