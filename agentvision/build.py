@@ -22,7 +22,7 @@ from agentvision.protocol import Protocol
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.rollout import Limits, MakeEnv
-from agentvision.tool import Tool
+from agentvision.tool import Tool, tools_of
 
 PACKAGED_MODELS = {"tiny-vlm": "tiny/checkpoint"}
 """What `package://NAME` stands for."""
@@ -69,19 +69,11 @@ def build_tools(recipe: Recipe) -> list[Tool]:
             found = _call(found, dict(plugin.params), f"tool {plugin.name!r}")
         elif plugin.params:
             raise PluginError(f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}")
-        tools += [found] if isinstance(found, Tool) else _methods(found, plugin.name)
+        tools += tools_of(found)
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
             raise PluginError(f"two tools are called {name!r}; rename one (`dataclasses.replace(tool, name=…)`)")
-    return tools
-
-
-def _methods(toolset: object, name: str) -> list[Tool]:
-    found = [getattr(toolset, attribute) for attribute in dir(type(toolset)) if not attribute.startswith("_")]
-    tools = [tool for tool in found if isinstance(tool, Tool)]
-    if not tools:
-        raise PluginError(f"tool {name!r}: {type(toolset).__name__!r} is neither a tool nor a class with @tool methods")
     return tools
 
 
