@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from agentvision.recipe.load import list_profiles, list_recipes, load_recipe
+from agentvision.recipe.load import RecipeInfo, list_recipes, load_recipe, recipe_info
 from agentvision.recipe.resolved import differing_keys, resolved_yaml, write_resolved
 from agentvision.recipe.schema import Recipe
 
 __all__ = [
     "Recipe",
+    "RecipeInfo",
     "differing_keys",
-    "list_profiles",
     "list_recipes",
     "load_recipe",
+    "recipe_info",
     "resolved_yaml",
     "write_resolved",
 ]

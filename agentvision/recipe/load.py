@@ -60,21 +60,25 @@ def load_recipe(
     return _validate(tree, [*problems, *found])
 
 
-def list_recipes() -> dict[str, str]:
-    """Names of the recipes that ship with the package, with their descriptions."""
-    described: dict[str, str] = {}
-    for name in _packaged():
-        tree, _ = _layers(_find(name))
-        description = (tree.map or {}).get("description")
-        described[name] = str(description.value) if description else ""
-    return described
+@dataclass(frozen=True, slots=True)
+class RecipeInfo:
+    """What a recipe says of itself, its own and inherited."""
+
+    description: str
+    profiles: tuple[str, ...]
 
 
-def list_profiles(name_or_path: str | os.PathLike[str]) -> list[str]:
-    """Names of the profiles that a recipe and those it extends define. Raises `RecipeError` if it cannot be read."""
+def recipe_info(name_or_path: str | os.PathLike[str]) -> RecipeInfo:
+    """A recipe's description and the names of its profiles. Raises `RecipeError` if it cannot be read."""
     tree, _ = _layers(_find(os.fspath(name_or_path)))
-    profiles = (tree.map or {}).get("profiles")
-    return sorted((profiles.map if profiles else None) or {})
+    top = tree.children
+    profiles = top["profiles"].children if "profiles" in top else {}
+    return RecipeInfo(str(top["description"].value) if "description" in top else "", tuple(sorted(profiles)))
+
+
+def list_recipes() -> dict[str, RecipeInfo]:
+    """The recipes that ship with the package, by name."""
+    return {name: recipe_info(name) for name in _packaged()}
 
 
 def _validate(tree: Node, problems: Sequence[Problem]) -> Recipe:
