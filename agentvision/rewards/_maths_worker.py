@@ -1,18 +1,20 @@
 """The program of one maths worker: a line of JSON in, a line of JSON out, for as long as its standard input is open.
 
-Run as `python -m agentvision.rewards._maths_worker SECONDS`. It is a process because an expression like 9^9^9^9 keeps a
-computer algebra system in C code that only a kill ends. Its caller kills it at the deadline; the alarm and the memory
-limit are for a caller that was itself killed, and for expressions that eat memory faster than time.
+Run as `python -m agentvision.rewards._maths_worker SECONDS`. Importing a computer algebra system takes seconds, and an
+expression like 9^9^9^9 keeps it in C code that only a kill ends. So this process imports, and forks a child that
+answers; an alarm kills the child at its deadline, the parent says so in its place and forks the next in milliseconds.
+Without `fork` (Windows) the process answers by itself, and its caller kills it.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 MEMORY_BYTES = 4 << 30
 
@@ -26,20 +28,45 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     seconds = float(sys.argv[1])
-    equal("$1$", "$1$")  # the imports and grammars, before any deadline runs
+    equal("$x^2+2x+1$", "$(x+1)^2$")  # imports, and fills the parser's caches
     print("ready", file=replies, flush=True)
+    busy = mmap.mmap(-1, 1)  # shared with the child: whether a question is open
+    if not hasattr(os, "fork"):
+        serve(seconds, busy, replies)
+        return
+    while True:
+        child = os.fork()
+        if child == 0:
+            try:
+                serve(seconds, busy, replies)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            return
+        if busy[0]:
+            busy[0] = 0
+            late = os.WTERMSIG(status) == signal.SIGALRM
+            error = f"deadline: more than {seconds:g} s" if late else f"ended by signal {os.WTERMSIG(status)}"
+            print(json.dumps({"error": error}), file=replies, flush=True)
+
+
+def serve(seconds: float, busy: mmap.mmap, replies: IO[str]) -> None:
+    """Answer each line until the input ends, or the alarm ends this process."""
+    alarm = hasattr(signal, "setitimer")
     for line in sys.stdin:
         request = json.loads(line)
-        if hasattr(signal, "setitimer"):
-            # The default action ends the process, also inside C code.
-            signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+        busy[0] = 1
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # its default action is the end, also inside C code
         reply: dict[str, Any]
         try:
             reply = {"equal": equal(request["answer"], request["truth"])}
         except Exception as error:  # whatever the libraries raise is a fact about this pair
             reply = {"error": f"{type(error).__name__}: {error}"[:200]}
-        if hasattr(signal, "setitimer"):
+        if alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        busy[0] = 0
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -19,6 +19,7 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 _SIGNS = str.maketrans("−–‐‑⁄∕‘’“”´`′", "----//''\"\"'''")
 _QUOTES = "\"'*_ "
+_CLOSING = ".,;:?!"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _ARTICLE = re.compile(r"(?:the|an?) (?=.{2})")
 _LEAD = re.compile(r"(?:the )?(?:final |correct )?(?:answer|option|choice)(?: is)?:? ", re.IGNORECASE)
@@ -65,18 +66,17 @@ def canonical(text: str) -> str:
 def normalise(text: str) -> str:
     """What is compared by `exact_match`: canonical, case folded, without wrapping quotes and brackets, a leading
     article or closing punctuation. Signs that carry meaning (−5, .5, 5!, 50%) stay."""
-    text = canonical(unwrap(text)).casefold()
-    while text:
-        before = text
-        text = text.strip(_QUOTES)
-        kept = text.rstrip(".,;:?!")
-        if not (kept[-1:].isdigit() and text[len(kept) :].startswith("!")):
-            text = kept
-        if _BRACKETS.get(text[:1]) == text[-1:] and len(text) > 2 and text.count(text[0]) == 1:
-            text = text[1:-1]
-        if text == before:
-            break
+    text = _trim(canonical(unwrap(text)).casefold())
+    if len(text) > 2 and _BRACKETS.get(text[0]) == text[-1] and text.count(text[0]) == 1:
+        text = _trim(text[1:-1])
     return _ARTICLE.sub("", text, count=1) if _ARTICLE.match(text) else text
+
+
+def _trim(text: str) -> str:
+    text = text.lstrip(_QUOTES)
+    kept = text.rstrip(_CLOSING + _QUOTES)
+    factorial = kept[-1:].isdigit() and text[len(kept) : len(kept) + 1] == "!"
+    return kept + "!" if factorial else kept
 
 
 def exact_match(answer: str, truth: str) -> bool:
@@ -107,18 +107,18 @@ def anls(answer: str, truths: Iterable[str], *, threshold: float = 0.5) -> float
 
 def options_of(question: str) -> dict[str, str]:
     """The options `A`, `B`, … that a question lists as `(A) …`, `A. …`, `A) …` or `A: …`; empty with fewer than two."""
-    marks = list(_OPTION.finditer(question))
-    run: list[int] = []
-    for place, mark in enumerate(marks):
+    best: list[re.Match[str]] = []
+    run: list[re.Match[str]] = []
+    for mark in _OPTION.finditer(question):
         letter = mark[1] or mark[2]
-        if letter == "A" and len(run) < 2:
-            run = [place]
-        elif run and letter == chr(ord("A") + len(run)):
-            run.append(place)
-    if len(run) < 2:
-        return {}
-    ends = [marks[place].start() for place in run[1:]] + [len(question)]
-    texts = [question[marks[place].end() : end].strip() for place, end in zip(run, ends, strict=True)]
+        if run and letter == chr(ord("A") + len(run)):
+            run.append(mark)
+        elif letter == "A" and len(run) < 3:  # else an option that speaks of others: "(D) both (A) and (B)"
+            run = [mark]
+        if len(run) >= max(2, len(best)):
+            best = run
+    ends = [mark.start() for mark in best[1:]] + [len(question)]
+    texts = [question[mark.end() : end].strip() for mark, end in zip(best, ends, strict=False)]
     return {chr(ord("A") + n): text for n, text in enumerate(texts)}
 
 

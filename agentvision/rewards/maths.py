@@ -2,16 +2,18 @@
 
 math-verify keeps time by `signal.alarm`, which works on the main thread alone, and a computer algebra system can hang
 beyond the reach of any signal handler. So each question goes to a process of its own program (nothing is forked from
-one that holds threads or a GPU, nothing of the caller's main module is imported again); one that misses its deadline is
-killed and replaced. Workers start when first needed and end with their pool.
+one that holds threads or a GPU, nothing of the caller's main module is imported again), which ends and replaces what
+misses its deadline. Workers start when first needed and end with their pool.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -27,13 +29,15 @@ from agentvision.rewards.grading import canonical, unwrap
 MAX_CHARS = 500
 """A longer text is not taken for a mathematical answer."""
 
+GRACE_S = 2.0
+
 STARTUP_S = 120.0
 """How long a worker may take to import its libraries (about a second on an idle machine)."""
 
 _MATHS = re.compile(
     r"[\\^√π=]|sqrt"  # LaTeX, powers, roots, equations
     r"|\b[0-9]*[a-z] ?[-+*/] ?[0-9]|\b[0-9]+ ?\*? ?[a-z] ?[-+*/] ?[a-z0-9]|\b[a-z] ?[-+*/] ?[a-z]\b"  # 2x + 3
-    r"|^[(\[{][^()\[\]{}]*[0-9][^()\[\]{}]*,[^()\[\]{}]*[)\]}]$",  # (1, 2)
+    r"|^[(\[{](?!.*[a-z]{2})[^()\[\]{}]*,[^()\[\]{}]*[)\]}]$",  # (1, 2)
     re.IGNORECASE,
 )
 
@@ -112,36 +116,45 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="ascii",
+            start_new_session=True,  # killed with its child; and Ctrl-C, which the trainer handles, is not for it
         )
         self._ready = False
 
     def ask(self, answer: str, truth: str) -> bool:
         """Blocks until the verdict or the deadline, after which the process is dead."""
         if not self._ready:
-            self._exchange("", STARTUP_S, "to start")
+            self._exchange("", STARTUP_S)
             self._ready = True
-        line = self._exchange(json.dumps({"answer": answer, "truth": truth}) + "\n", self.timeout_s, "for an answer")
+        # The worker keeps the deadline; this one is for a worker that does not.
+        line = self._exchange(json.dumps({"answer": answer, "truth": truth}) + "\n", self.timeout_s + GRACE_S)
         reply = json.loads(line)
         if "error" in reply:
-            raise MathsError(f"math-verify: {reply['error']}")
+            raise MathsError(f"maths: {reply['error']}")
         return bool(reply["equal"])
 
     def end(self) -> None:
         self.alive = False
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError, ValueError):  # what was buffered for a dead process cannot be written
                 cast("IO[str]", stream).close()
 
-    def _exchange(self, line: str, timeout_s: float, what: str) -> str:
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+    def _exchange(self, line: str, timeout_s: float) -> str:
         late = threading.Event()
 
-        def kill() -> None:
+        def give_up() -> None:
             late.set()
-            self._process.kill()
+            self._kill()
 
-        timer = threading.Timer(timeout_s, kill)
+        timer = threading.Timer(timeout_s, give_up)
         timer.daemon = True
         timer.start()
         try:
@@ -156,7 +169,7 @@ class _Worker:
             timer.join()  # it may be killing at this moment: then this worker answers no second question
         if late.is_set() or not reply:
             self.end()
-            why = f"deadline: more than {timeout_s:g} s {what}" if late.is_set() else "its worker died"
+            why = f"deadline: more than {timeout_s:g} s" if late.is_set() else "the worker died"
             raise MathsError(f"maths: {why}")
         return reply
 

@@ -19,6 +19,7 @@ MAX_DIGITS = 40
 MAX_EXPONENT = 100
 
 _MULTIPLIERS: dict[str, int] = {
+    "hundred": 10**2,
     **dict.fromkeys(("k", "K", "thousand"), 10**3),
     **dict.fromkeys(("M", "mn", "mio", "million"), 10**6),
     **dict.fromkeys(("B", "bn", "billion"), 10**9),
@@ -84,7 +85,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "angle": {"° deg degree": "1"},
     "celsius": {"°C degC": "1"},
     "fahrenheit": {"°F degF": "1"},
-    "%": {"% percent pct": "1"},
+    "%": {"% percent pct": "1/100"},
     "usd": {"$ USD dollar us$": "1", "cent ¢": "1/100"},
     "eur": {"€ EUR euro": "1"},
     "gbp": {"£ GBP pound": "1"},
@@ -296,6 +297,6 @@ def _unit(name: str, *, separate: bool) -> tuple[str, Fraction] | None:
     for spelling in spellings[: 1 if len(name) == 1 else 4]:
         if spelling in _UNITS:
             return _UNITS[spelling]
-    if separate and len(name) > 1 and name.isalpha():
+    if separate and len(name) > 1 and name.isalpha() and name.lower() not in _WORDS:
         return name.lower().removesuffix("s"), Fraction(1)
     return None
