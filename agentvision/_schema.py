@@ -149,7 +149,7 @@ def _read_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     import griffe  # takes a fifth of a second, which the command line's --help should not pay
 
     quiet: Any = {style: {"warnings": False} for style in ("google", "numpy", "sphinx")}  # types stand in the signature
-    sections = griffe.parse_auto(griffe.Docstring(docstring), per_style_options=quiet)
+    sections = griffe.parse_auto(griffe.Docstring(docstring), method="max_sections", per_style_options=quiet)
     described: dict[str, str] = {}
     texts: list[str] = []
     for section in sections:
