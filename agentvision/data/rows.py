@@ -122,6 +122,8 @@ class Rows(Sequence[Sample]):
                 return f"the {name} is not a text"
             elif isinstance(value, float) and not math.isfinite(value):
                 return f"the {name} is not a finite number"
+            elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+                return f"the {name} holds half of a surrogate pair"
         pictures = _listed(_first_filled(row, fields.images))
         if fields.images and not pictures:
             return "no picture"

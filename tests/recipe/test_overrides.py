@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentvision.recipe import load_recipe
@@ -110,6 +110,7 @@ def test_one_string_is_a_mistake_of_the_caller(write: Write) -> None:
         load_recipe(write(), overrides="seed=1")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_text_is_applied_or_told_and_never_breaks(key: str, value: str) -> None:
     base, _ = parse(BASE, "base.yaml")

@@ -27,6 +27,7 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)  # 1, 1.0 and True differ
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_what_is_written_on_a_line_is_read_back_equal(value: Any) -> None:
     node, problems = parse(f"key: {to_yaml(value)}  # comment", "x")
@@ -34,7 +35,7 @@ def test_what_is_written_on_a_line_is_read_back_equal(value: Any) -> None:
     assert same(node.plain(), {"key": value})
 
 
-@settings(max_examples=40)  # each is written to disk and read again
+@settings(max_examples=40, deadline=None)  # each is written to disk and read again
 @given(options=st.dictionaries(st.text(), json_values, max_size=3), system=st.text(), name=st.text(min_size=1))
 def test_a_resolved_recipe_loads_to_an_equal_one(
     tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any], system: str, name: str
@@ -55,6 +56,7 @@ def test_a_resolved_recipe_loads_to_an_equal_one(
     assert differing_keys(again, recipe) == ()
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(["", " ", "a", "\ta", "a ", " - b", "#", "é", "---", "\x85", "\r"]), max_size=5))
 def test_texts_of_several_lines_survive(lines: list[str]) -> None:
     recipe = Recipe.model_validate({**SMALL, "protocol": {"system": "\n".join(lines)}})

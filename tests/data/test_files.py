@@ -1,0 +1,413 @@
+"""Questions from files: columns, pictures, rows that are left out and said so."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from agentvision.data import open_questions
+from agentvision.data.files import files, hub
+from agentvision.data.rows import Rows
+from agentvision.errors import AgentVisionError, DataError, PluginError
+from agentvision.images import open_image
+from agentvision.recipe import Recipe
+from agentvision.recipe.schema import Fields
+
+VISIONTHINK = Fields.model_validate(
+    {
+        "question": "problem",
+        "images": "images",
+        "answer": ["original_answer", "solution"],
+        "id": "doc_id",
+        "meta": ["info", "data_source"],
+    }
+)
+FILES = "agentvision.data.files:files"
+
+
+def png(colour: str = "red", size: tuple[int, int] = (6, 4)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jsonl(path: Path, *rows: Any) -> Path:
+    (path.parent / "a.png").write_bytes(png())
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def reasons(rows: Rows) -> dict[str, tuple[int, int]]:
+    return dict(rows.left_out.reasons)
+
+
+# --- text files -----------------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_json_is_a_question(tmp_path: Path) -> None:
+    row = {"id": 7, "question": "Which <image>?", "image": "a.png", "answer": 3, "kind": "colour", "other": 1}
+    path = jsonl(tmp_path / "q.jsonl", row)
+    (sample,) = files(path=str(path), fields=Fields(meta=("kind", "absent")))
+    assert (sample.id, sample.question, sample.answer) == ("7", "Which <image>?", "3")
+    assert sample.meta == {"kind": "colour"}
+    assert open_image(sample.images[0]).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_ids_are_made_where_missing_and_numbered_where_repeated(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q", "answer": "a", "image": "a.png", **more} for more in ({"id": "x"}, {}, {"id": "x"}, {"id": 0})
+    ]
+    assert [sample.id for sample in files(path=str(jsonl(tmp_path / "q.jsonl", *rows)))] == ["x", "1", "x#2", "0"]
+
+
+def test_every_bad_row_is_counted_by_reason_and_none_is_replaced(tmp_path: Path) -> None:
+    good = {"question": "q", "answer": "a", "image": "a.png"}
+    inline = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    (tmp_path / "data").mkdir()
+    path = jsonl(
+        tmp_path / "data" / "q.jsonl",
+        good,
+        "not json",
+        "[1]",
+        '{"question": "q", "answer": ' + "[" * 3000,
+        good | {"question": "  "},
+        good | {"answer": None},
+        good | {"answer": ["a", "b"]},
+        good | {"answer": True},
+        '{"question": "q", "answer": NaN, "image": "a.png"}',
+        good | {"question": "\ud800"},
+        good | {"image": []},
+        good | {"image": "gone.png"},
+        good | {"image": "../secret.png"},
+        good | {"image": "/etc/hostname"},
+        good | {"image": "https://x.org/a.png"},
+        good | {"image": 5},
+        good | {"image": "data:nonsense"},
+        good | {"image": ["a.png", ""]},
+        good | {"image": inline},
+    )
+    (tmp_path / "secret.png").write_bytes(png())
+    rows = files(path=str(path))
+    assert [sample.id for sample in rows] == ["0", "18"]
+    assert open_image(rows[1].images[0]).size == (6, 4)
+    assert reasons(rows) == {
+        "not a line of JSON": (2, 2),
+        "not a JSON object": (1, 3),
+        "no question": (1, 5),
+        "no answer": (1, 6),
+        "the answer is not a text": (2, 7),
+        "the answer is not a finite number": (1, 9),
+        "the question holds half of a surrogate pair": (1, 10),
+        "no picture": (1, 11),
+        "a picture's file is missing": (1, 12),
+        "a picture lies outside the data's folder (name the option root)": (2, 13),
+        "a picture is a URL, and nothing is fetched (download it, and name the file)": (1, 15),
+        "a picture is neither a path nor a data: URL nor bytes": (2, 16),
+        "a picture is not a valid data: URL": (1, 17),
+    }
+    assert str(rows.left_out).startswith("17 of 19 rows left out: not a line of JSON: 2 (first in row 2); ")
+
+
+def test_a_root_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "b.png").write_bytes(png())
+    path = jsonl(tmp_path / "data" / "q.jsonl", {"question": "q", "answer": "a", "images": ["b.png", "b.png"]})
+    (sample,) = files(path=str(path), root=str(tmp_path / "pictures"))
+    assert sample.images == ((tmp_path / "pictures" / "b.png").resolve(),) * 2
+
+
+def test_what_is_not_needed_may_be_missing(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", {"question": "q"})
+    (sample,) = files(path=str(path), fields=Fields(images=(), answer=()))
+    assert (sample.images, sample.answer) == ((), None)
+
+
+def test_csv_tsv_and_json_arrays(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "q.csv").write_text('question,image,answer\n"a, b",a.png,x\nq,a.png,y,z\n')
+    (tmp_path / "q.tsv").write_text("question\timage\tanswer\na, b\ta.png\tx\n")
+    (tmp_path / "q.json").write_text('[{"question": "a, b", "image": "a.png", "answer": "x"}, 3]')
+    for name in ("q.csv", "q.tsv", "q.json"):
+        rows = files(path=str(tmp_path / name))
+        assert [(s.question, s.answer) for s in rows] == [("a, b", "x")]
+    assert reasons(files(path=str(tmp_path / "q.csv"))) == {"more cells than the header has": (1, 2)}
+
+
+def test_the_splits_name_fills_the_path(tmp_path: Path) -> None:
+    jsonl(tmp_path / "test.jsonl", {"question": "held out", "answer": "a", "image": "a.png"})
+    (sample,) = files(path=f"{tmp_path}/{{split}}.jsonl", split="test")
+    assert sample.question == "held out"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.txt", b"", "is none of .arrow, .csv"),
+        ("q.json", b"{}", "holds no JSON array"),
+        ("q.json", b"[", "cannot be read (JSONDecodeError)"),
+        ("q.csv", b"\xff\xfe", "cannot be read (UnicodeDecodeError)"),
+        ("q.parquet", b"junk", "cannot be read"),
+        ("q.arrow", b"junk", "cannot be read"),
+        (
+            "q.jsonl",
+            b'{"text": "q", "answer": "a"}',
+            "there is no column 'question' or 'problem'; set fields.question to",
+        ),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        files(path=str(tmp_path / name))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl")
+    with pytest.raises(DataError, match=r"Did you mean 'train.jsonl'"):
+        files(path=str(tmp_path / "trian.jsonl"))
+
+
+json_rows = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["question", "answer", "image", "id", "bytes", "path"]), inner, max_size=6)
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(json_rows, max_size=5))
+def test_any_rows_are_questions_or_counted(tmp_path: Path, values: list[Any]) -> None:
+    good = {"question": "q", "answer": "a", "image": "a.png"}
+    rows = files(path=str(jsonl(tmp_path / "q.jsonl", good, *map(json.dumps, values))))
+    assert len(rows) + rows.left_out.count == len(values) + 1
+    for sample in rows:
+        assert sample.question.strip() and sample.images
+    assert len({sample.id for sample in rows}) == len(rows)
+
+
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+
+def visionthink_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "problem": "<image>What is it?",
+            "images": {"bytes": png("blue"), "path": None},
+            "original_answer": "blue",
+            "solution": "no",
+            "info": {"tgt_width": 3, "tgt_height": 2, "use_tool": True},
+            "data_source": "open_source",
+            "doc_id": "d",
+        },
+        {
+            "problem": "<image>And this?",
+            "images": {"bytes": png("red"), "path": "x.png"},
+            "original_answer": None,
+            "solution": "red",
+            "info": None,
+            "data_source": "open_source",
+            "doc_id": "d",
+        },
+        {
+            "problem": "<image>Nothing",
+            "images": None,
+            "original_answer": "x",
+            "solution": None,
+            "info": None,
+            "data_source": "open_source",
+            "doc_id": "e",
+        },
+        {
+            "problem": "<image>Empty",
+            "images": {"bytes": b"", "path": None},
+            "original_answer": "x",
+            "solution": None,
+            "info": None,
+            "data_source": "open_source",
+            "doc_id": "f",
+        },
+    ]
+
+
+@pytest.fixture(params=["saved", "saved splits", "parquet", "arrow", "folder of arrow"])
+def visionthink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data set's schema in each layout that it is found in."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = datasets.Dataset.from_list(visionthink_rows())
+    folder = tmp_path / "set"
+    if request.param == "saved":
+        data.save_to_disk(folder)
+    elif request.param == "saved splits":
+        datasets.DatasetDict({"train": data, "other": data.select([0])}).save_to_disk(folder)
+    elif request.param == "parquet":
+        data.to_parquet(tmp_path / "set.parquet")
+        return tmp_path / "set.parquet"
+    else:
+        data.save_to_disk(tmp_path / "saved")
+        (arrow,) = (tmp_path / "saved").glob("*.arrow")
+        if request.param == "arrow":
+            return arrow
+        folder.mkdir()
+        arrow.rename(folder / arrow.name)
+    return folder
+
+
+def test_the_visionthink_schema_is_read_in_every_layout(visionthink: Path) -> None:
+    rows = files(path=str(visionthink), fields=VISIONTHINK)
+    assert [(s.id, s.question, s.answer) for s in rows] == [
+        ("d", "<image>What is it?", "blue"),
+        ("d#2", "<image>And this?", "red"),
+    ]
+    assert rows[0].meta == {
+        "info": {"tgt_width": 3, "tgt_height": 2, "use_tool": True},
+        "data_source": "open_source",
+    }
+    assert [open_image(s.images[0]).getpixel((0, 0)) for s in rows] == [(0, 0, 255), (255, 0, 0)]
+    assert reasons(rows) == {"no picture": (2, 3)}
+
+
+@pytest.mark.parametrize("decoded", [True, False], ids=["image feature", "plain struct"])
+def test_lists_of_pictures(tmp_path: Path, decoded: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    pictures = [{"bytes": png(colour), "path": None} for colour in ("red", "lime")]
+    rows = [
+        {"question": "two", "answer": "a", "images": pictures},
+        {"question": "none", "answer": "a", "images": []},
+        {"question": "gone", "answer": "a", "images": None},
+    ]
+    if not decoded:  # the library copies a file into the data set when it knows that its path is a picture's
+        rows.append({"question": "outside", "answer": "a", "images": [{"bytes": None, "path": "/etc/hostname"}]})
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features(
+        question=datasets.Value("string"),
+        answer=datasets.Value("string"),
+        images=datasets.List(datasets.Image() if decoded else struct),
+    )
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+    found = files(path=str(tmp_path / "set"))
+    assert [[open_image(i).getpixel((0, 0)) for i in s.images] for s in found] == [[(255, 0, 0), (0, 255, 0)]]
+    outside = {"a picture lies outside the data's folder (name the option root)": (1, 4)}
+    assert reasons(found) == {"no picture": (2, 2)} | ({} if decoded else outside)
+
+
+def test_a_selection_of_a_data_set_keeps_its_order(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"question": str(i), "answer": "a"} for i in range(2500)]).shuffle(seed=1)
+    data.save_to_disk(tmp_path / "set")
+    rows = files(path=str(tmp_path / "set"), fields=Fields(images=()))
+    assert [s.question for s in rows[:3]] == data["question"][:3]
+    assert rows[2300].question == data[2300]["question"]
+
+
+def test_an_unknown_split_lists_those_there_are(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(visionthink_rows())}).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=r"has no split 'test'\. Known: train"):
+        files(path=str(tmp_path / "set"), split="test", fields=VISIONTHINK)
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_one_clear_error() -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=r"'nobody/nothing' cannot be read \(\w+\): ") as caught:
+        hub(path="nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+# --- by a recipe ----------------------------------------------------------------------------------------------------
+
+
+def recipe_over(data: dict[str, Any], **more: Any) -> Recipe:
+    return Recipe.model_validate({"name": "n", "model": {"path": "m"}, "rewards": ["accuracy"], "data": data, **more})
+
+
+def test_both_splits_inherit_what_they_leave_out(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", *[{"q": f"t{i}", "answer": "a", "image": "a.png"} for i in range(3)])
+    jsonl(tmp_path / "test.jsonl", {"q": "e", "answer": "a", "image": "a.png"})
+    data = {"source": FILES, "path": f"{tmp_path}/{{split}}.jsonl", "fields": {"question": "q"}, "train": {"limit": 2}}
+    recipe = recipe_over(data)
+    train = open_questions(recipe, "train")
+    assert [s.question for s in train] == ["t0", "t1"]
+    assert [s.question for s in train[-1:]] == ["t1"]
+    assert [s.question for s in open_questions(recipe, "eval")] == ["e"]
+    with pytest.raises(IndexError):
+        train[2]
+
+
+def test_a_split_of_another_source_inherits_neither_path_nor_options() -> None:
+    data = {"source": FILES, "path": "gone.jsonl", "options": {"root": "x"}}
+    recipe = recipe_over(data | {"eval": {"source": "glyphs", "options": {"size": 5}}})
+    assert len(open_questions(recipe, "eval")) == 5
+
+
+def test_seeds_reach_sources_that_generate() -> None:
+    data = {"source": "glyphs", "options": {"size": 3}}
+    questions = {
+        seed: [s.question for s in open_questions(recipe_over(data, seed=seed, evaluation={"seed": 9}), use)]
+        for use in ("train", "eval")
+        for seed in (1, 2)
+    }
+    assert questions[1] == questions[2]  # the last two: evaluation has a seed of its own
+    one, two = (open_questions(recipe_over(data, seed=seed), "train") for seed in (1, 2))
+    assert [s.id for s in one] != [s.id for s in two]
+    assert [s.id for s in one] == [s.id for s in open_questions(recipe_over(data), "train", seed=1)]
+
+
+def test_the_warm_start_has_a_split_of_its_own() -> None:
+    recipe = recipe_over({"source": "glyphs"}, warm_start={"steps": 1, "data": {"options": {"size": 4}}})
+    assert len(open_questions(recipe, "warm_start")) == 4
+    with pytest.raises(ValueError, match="no warm start"):
+        open_questions(recipe_over({"source": "glyphs"}), "warm_start")
+
+
+def test_rows_left_out_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = jsonl(tmp_path / "q.jsonl", {"question": "q", "answer": "a", "image": "a.png"}, "junk")
+    with caplog.at_level(logging.WARNING):
+        open_questions(recipe_over({"source": FILES, "path": str(path)}), "train")
+    assert caplog.messages == ["data.train: 1 of 2 rows left out: not a line of JSON: 1 (first in row 2)"]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "message"),
+    [
+        ({"source": "glyfs"}, PluginError, "Did you mean 'glyphs'"),
+        (
+            {"source": "glyphs", "options": {"sise": 3}},
+            DataError,
+            "data.train: the source 'glyphs' has no option 'sise'",
+        ),
+        ({"source": "glyphs", "options": {"split": "x"}}, DataError, "has no option 'split'"),
+        ({"source": "glyphs", "path": "x"}, DataError, "the source 'glyphs' reads no path, not 'x'"),
+        ({"source": "glyphs", "train": {"split": "x"}}, DataError, "data.train: split is 'x'"),
+        ({"source": FILES}, DataError, "cannot be opened: .*path"),
+        (
+            {"source": FILES, "path": "empty.jsonl"},
+            DataError,
+            "has no questions; 1 of 1 rows left out: not a line of JSON",
+        ),
+        ({"source": "./bad.py:number"}, DataError, "gave 'int', not a sequence"),
+        ({"source": "./bad.py:texts"}, DataError, "gives 'str', not `Sample`"),
+    ],
+)
+def test_sources_that_cannot_be_used_are_clear_errors(
+    data: dict[str, Any], kind: type[AgentVisionError], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("junk\n")
+    (tmp_path / "bad.py").write_text("def number(split): return 3\ndef texts(**given): return ['a']\n")
+    with pytest.raises(kind, match=message):
+        open_questions(recipe_over(data), "train")
