@@ -128,7 +128,7 @@ class VisionEnv:
         first: list[NewView] = []
         if sample.images:  # decoding and resampling take long enough to hold up every other episode
             work = partial(self._first_views, sample)
-            first = await run_blocking(work, name="first view", timeout_s=LOAD_TIMEOUT_S)
+            first = await run_blocking(work, name="Loading the images", timeout_s=LOAD_TIMEOUT_S)
         self._originals = tuple(new.original for new in first)
         self._views, self._seed, self._turns, self._over = {}, seed, 0, False
         views = self._enter(first, source="first_view")

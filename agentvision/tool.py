@@ -135,10 +135,9 @@ class Tool:
         Raises `BadArguments`, `DeadlinePassed`, `RubbishResult`, or whatever the tool raises.
         """
         values = self.arguments.validate(arguments)
-        if inspect.iscoroutinefunction(self.function):
-            result = await run_async(self.function(ctx, **values), name=self.name, timeout_s=self.timeout_s)
-        else:
-            result = await run_blocking(lambda: self.function(ctx, **values), name=self.name, timeout_s=self.timeout_s)
+        called = partial(self.function, ctx, **values)
+        run = run_async if inspect.iscoroutinefunction(self.function) else run_blocking
+        result = await run(called, name=f"The tool {self.name}", timeout_s=self.timeout_s)
         return _checked(result, ctx)
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
@@ -159,7 +158,8 @@ def tool(
     """Make a tool of a typed function, `async` or not. Its docstring is what the model reads.
 
     The first parameter is the `ToolContext`; the others become the schema's properties, described by the docstring's
-    `Args:`. A function that is not `async` runs in a thread. Raises `PluginError` when types or docstring are missing.
+    `Args:`. A function that is not `async` runs in a thread; one that is must not block, or all wait for it. Raises
+    `PluginError` when types or docstring are missing.
     """
     if function is None:
         return partial(_make, name=name, timeout_s=timeout_s)

@@ -89,7 +89,8 @@ def try_tool(
     outcome = asyncio.run(call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
     if outcome.result is None:
         reason = outcome.record.detail.strip().rpartition("\n")[2]
-        raise PluginError(f"{outcome.record.text}{f' ({reason})' if reason else ''}")
+        whole_story = RuntimeError(outcome.record.detail)  # shown with --debug
+        raise PluginError(f"{outcome.record.text}{f' ({reason})' if reason else ''}") from whole_story
     if outcome.result.text:
         print(outcome.result.text)
     for new, path in zip(outcome.result.images, _paths(picture, chosen.name, out), strict=False):
