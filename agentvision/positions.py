@@ -1,9 +1,9 @@
 """M-RoPE positions from the token ledger.
 
-Qwen2.5-VL gives each token three positions (time, height, width). Text counts all three up together. An image of t·h·w
-merged patches starts at the count so far, spans its grid along the three axes, and the text after it goes on at start +
-max(h, w). Sources: Qwen2-VL, arXiv 2409.12191, section 2.1 (M-RoPE); the model's own `get_rope_index`, which this equals.
-Modality comes from the segments, never from ids, so a stray placeholder id in text cannot shift anything.
+Qwen2.5-VL gives each token three positions (time, height, width). Text counts all three up together. An image of
+t·h·w merged patches starts at the count so far, spans its grid along the three axes, and the text after it goes on at
+start + max(h, w). Sources: Qwen2-VL, arXiv 2409.12191, section 2.1 (M-RoPE); the model's own `get_rope_index`, which
+this equals. Modality comes from the segments, never from ids: a stray placeholder id in text cannot shift anything.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Positions:
 def mrope_positions(segments: Iterable[Segment], *, merge: int, start: int = 0) -> Positions:
     """Positions of the trainer's stream (each image as its `tokens` placeholders).
 
-    `merge` is the vision tower's spatial merge size, `start` the position of the first token. Raises `ValueError` for an
-    image whose token count disagrees with its grid.
+    `merge` is the vision tower's spatial merge size, `start` the position of the first token. Raises `ValueError` for
+    an image whose token count disagrees with its grid.
     """
     import torch
 

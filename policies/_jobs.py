@@ -69,7 +69,7 @@ class Job:
             raise ValueError(f"temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0 do not hold in {request.sampling!r}")
         codes = codes_of(request.segments)
         if len(codes) == 0 or codes.max() >= vocab_size:
-            raise ValueError(f"session {request.session!r}: ids must lie in 0 … {vocab_size - 1}, and there must be one")
+            raise ValueError(f"session {request.session!r} needs a token at least, and ids of 0 … {vocab_size - 1}")
         return cls(request.session, request.segments, codes, request.store, request.sampling, request.turn)
 
     @property
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def codes_of(segments: Iterable[Segment]) -> np.ndarray:
-    """(T,) int64 over the trainer's stream: ids of text, and for each token of an image a negative number of its hash."""
+    """(T,) int64 over the trainer's stream: a text token's id, an image token's negative number made of the hash."""
     pieces = [
         np.full(s.tokens, -1 - int(s.image[:15], 16), dtype=np.int64)
         if isinstance(s, ImageSegment)

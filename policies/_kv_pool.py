@@ -1,9 +1,9 @@
 """Keys and values of all sessions, in ragged rows of one padded tensor a layer.
 
-A row holds one session's tokens from the left; what lies right of its length is garbage that no mask admits. The rows at
-work stand side by side, so a forward pass reads and writes them as a view: no copy, no gather. Rows move only when the
-set at work changes. Layout (rows, tokens, heads, size): a row's prefix is one contiguous block, cheap to copy for the
-siblings that share it. Paging, as vLLM does it, is left to vLLM; the price here is padding to the longest row.
+A row holds one session's tokens from the left; what lies right of its length is garbage that no mask admits. The rows
+at work stand side by side, so a forward pass reads and writes them as a view: no copy, no gather. Rows move only when
+the set at work changes. Layout (rows, tokens, heads, size): a row's prefix is one contiguous block, cheap to copy for
+the siblings that share it. Paging, as vLLM does it, is left to vLLM; the price here is padding to the longest row.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class KVPool:
         src = torch.tensor(source, device=self.shape.device)
         dst = torch.tensor(target, device=self.shape.device)
         for tensor in self._tensors():
-            tensor[dst, :length] = tensor[src, :length]
+            part = tensor[:, :length]
+            part.index_copy_(0, dst, part.index_select(0, src))
 
     def window(self, start: int, stop: int, *, length: int) -> KVWindow:
         """Rows start … stop-1 and their first `length` tokens, as views."""

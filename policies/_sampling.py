@@ -1,8 +1,8 @@
 """Sampling one token a row, exactly and reproducibly.
 
-Banned ids leave the distribution before it is normalised, so the log-prob recorded is the one sampled from. A row's draw
-depends on its own (seed, turn, index) alone: uniforms come from a counter, not from a generator, so neither batch mates
-nor the order of events change a rollout. Everything is one row of tensors a batch; nothing loops over rows.
+Banned ids leave the distribution before it is normalised, so the log-prob recorded is the one sampled from. A row's
+draw depends on its own (seed, turn, index) alone: uniforms come from a counter, not from a generator, so neither batch
+mates nor the order of events change a rollout.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def uniforms(keys: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """`ids` (B,) int64 and `logprobs` (B,) float32 under the distribution sampled from; not finite where a row's logits were not."""
+    """`ids` (B,) int64 and their `logprobs` (B,) float32 under the distribution sampled from.
+
+    A log-prob that is not finite tells of a row whose logits were not.
+    """
 
     ids: torch.Tensor
     logprobs: torch.Tensor
@@ -67,8 +70,8 @@ class RowSampling:
 def sample(logits: torch.Tensor, ban: torch.Tensor, draws: torch.Tensor, rows: RowSampling) -> Draws:
     """Draw one id a row by inverting the distribution function at `draws`.
 
-    `logits` (B, V); `ban` (V,) float32, 0 or -inf; `draws` (B,) float64 in [0, 1). Temperature 0 takes the most likely id
-    and records its log-prob at temperature 1.
+    `logits` (B, V); `ban` (V,) float32, 0 or -inf; `draws` (B,) float64 in [0, 1). Temperature 0 takes the most likely
+    id and records its log-prob at temperature 1.
     """
     greedy = rows.temperature == 0
     scale = torch.where(greedy, 1.0, rows.temperature)

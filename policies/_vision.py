@@ -22,7 +22,9 @@ class ImageEmbeddings:
     `call_tokens` bounds what goes through the tower in one call.
     """
 
-    def __init__(self, network: Network, codec: Codec, stats: PolicyStats, *, max_tokens: int, call_tokens: int) -> None:
+    def __init__(
+        self, network: Network, codec: Codec, stats: PolicyStats, *, max_tokens: int, call_tokens: int
+    ) -> None:
         self._network, self._codec, self._stats = network, codec, stats
         self._max_tokens, self._call_tokens = max_tokens, call_tokens
         self._known: OrderedDict[ImageHash, torch.Tensor] = OrderedDict()
@@ -46,8 +48,9 @@ class ImageEmbeddings:
             self._stats.vision_calls += 1
             self._stats.vision_images += len(batch)
             for (h, _), embeds in zip(batch, fresh, strict=True):
-                if len(embeds) != wanted[h][1].tokens:
-                    raise ValueError(f"image {h[:12]} makes {len(embeds)} tokens; the ledger says {wanted[h][1].tokens}")
+                expected = wanted[h][1].tokens
+                if len(embeds) != expected:
+                    raise ValueError(f"image {h[:12]} makes {len(embeds)} tokens, and the ledger says {expected}")
                 found[h] = self._known[h] = embeds
                 self._tokens += len(embeds)
         while self._tokens > self._max_tokens:

@@ -1,9 +1,9 @@
 """A policy that runs a Qwen-VL model of transformers in this process: exact ids and log-probs, so it can be trained.
 
-`complete` puts a turn into a queue; one worker thread owns the engine (`_engine.py`) and batches whatever waits, so tools,
-deadlines and other coroutines go on meanwhile. There is no barrier between turns: a row leaves the batch when its turn
-ends and joins again when its tool has answered. The trainer shares the module and calls `weights_changed` after each
-update; it must not change weights while turns are being sampled.
+`complete` puts a turn into a queue; one worker thread owns the engine (`_engine.py`) and batches whatever waits, so
+tools, deadlines and other coroutines go on meanwhile. There is no barrier between turns: a row leaves the batch when
+its turn ends and joins again when its tool has answered. The trainer shares the module and calls `weights_changed`
+after each update; it must not change weights while turns are being sampled.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class TransformersPolicy:
     """Batched sampling with keys and values that live across turns and are shared by a group's rollouts.
 
     `max_rows` bounds the sessions that hold keys and values at a time (others wait); `prefill_tokens` the tokens of one
-    prefill pass; `image_tokens` the cache of image embeddings. `vision_frozen` says that training leaves the vision tower
-    alone, so embeddings outlive a change of weights.
+    prefill pass; `image_tokens` the cache of image embeddings. `vision_frozen` says that training leaves the vision
+    tower alone, so embeddings outlive a change of weights.
     """
 
     trainable = True
@@ -79,7 +79,8 @@ class TransformersPolicy:
         self._network = Network(model)
         if codec.vocab_size > self._network.vocab_size:
             raise ModelError(
-                f"the codec has {codec.vocab_size} ids and the model only {self._network.vocab_size}: they do not belong together"
+                f"the codec has {codec.vocab_size} ids and the model only {self._network.vocab_size}:"
+                " they do not belong together"
             )
         self._engine = Engine(
             self._network,
@@ -120,9 +121,9 @@ class TransformersPolicy:
     ) -> TransformersPolicy:
         """Load a local folder or a hub id (safetensors only). `options` go to the constructor.
 
-        `min_pixels` and `max_pixels` replace the image processor's own. `attn` is the implementation of the vision tower and of the trainer's forward pass; sampling always uses torch's
-        scaled-dot-product attention, which picks its own kernels. Raises `ModelError` when the model is missing, broken
-        or of another family.
+        `min_pixels` and `max_pixels` replace the image processor's own. `attn` is the implementation of the vision
+        tower and of the trainer's forward pass; sampling always uses torch's scaled-dot-product attention, which picks
+        its own kernels. Raises `ModelError` when the model is missing, broken or of another family.
         """
         model = load_model(
             path, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
@@ -236,7 +237,8 @@ class TransformersPolicy:
         for session in ended:
             self._engine.release(session)
         if stale:
-            self._queue = self._engine.weights_changed(version=self._version, keep_images=self.vision_frozen) + self._queue
+            again = self._engine.weights_changed(version=self._version, keep_images=self.vision_frozen)
+            self._queue = again + self._queue
         for job in [j for j in self._tickets if j.cancelled]:
             self._engine.cancel(job)
             del self._tickets[job]
@@ -296,18 +298,18 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it cannot be loaded."""
+    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it fails."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~"))
     place = Path(path).expanduser()
+    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
     if looks_local and not place.is_dir():
         raise ModelError(f"there is no model folder {str(path)!r}")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             str(place) if looks_local else path,
             dtype=dtype,
             attn_implementation=best_attention(device) if attn == "auto" else attn,
@@ -323,6 +325,6 @@ def load_model(
 
 def best_attention(device: torch.device | str) -> Attention:
     """flash-attn's kernel where it is installed and there is a GPU, else torch's scaled-dot-product attention."""
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     return "flash_attention_2" if str(device).startswith("cuda") and is_flash_attn_2_available() else "sdpa"

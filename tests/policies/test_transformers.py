@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from agentvision.policies.transformers import TransformersPolicy
-from tests.policies.conftest import picture, recorded_logprobs, uncached_logprobs
+
+from .policy_cases import picture, recorded_logprobs, uncached_logprobs
 
 
 @pytest.fixture
