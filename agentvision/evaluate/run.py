@@ -77,8 +77,8 @@ def evaluate(
     """Ask the recipe's held-out questions and measure the answers.
 
     `model` (a folder or hub id) replaces the recipe's; `policy` replaces both and stays open. `n` and `seed` replace
-    those of the recipe's `evaluation`; the seed picks the questions of a source that generates them, and seeds sampling.
-    With `out`, `results.json` and the trajectories are written there. `on_done(done, total)` hears of progress.
+    those of the recipe's `evaluation`; the seed picks the questions of a source that generates them, and seeds
+    sampling. With `out`, results.json and the trajectories are written there. `on_done(done, total)` hears of progress.
 
     Raises:
         RunError: `out` holds results already, or every episode failed before it could say anything about the model.

@@ -289,8 +289,9 @@ def _viewer(journals: Mapping[str, Path], most: int) -> tuple[list[dict[str, Any
     """The chosen trajectories and their images as data: URLs by hash."""
     cards: list[dict[str, Any]] = []
     images: dict[str, str] = {}
-    for source, path in journals.items():
-        wanted = set(choose([Facts.of(entry) for entry in read_trajectories(path)], most // len(journals)))
+    for left, (source, path) in zip(range(len(journals), 0, -1), journals.items(), strict=True):
+        quota = (most - len(cards)) // left
+        wanted = set(choose([Facts.of(entry) for entry in read_trajectories(path)], quota))
         chosen = [entry for index, entry in enumerate(read_trajectories(path)) if index in wanted]
         chosen.sort(key=lambda entry: -entry.step)  # what was learned first, what it came from after it
         shown = [card(entry, source=source) for entry in chosen]

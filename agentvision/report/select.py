@@ -1,8 +1,8 @@
 """Which trajectories a report shows: few enough to read, varied enough to trust.
 
 The steps are cut into thirds; in each, trajectories that differ in being right, in having looked closer and in needing
-to are kinds of their own. Kinds take turns until the places are filled, so that a rare kind (the wrong answers of a good
-policy) is as likely to be seen as a common one.
+to are kinds of their own. Kinds take turns until the places are filled, so that a rare kind (the wrong answers of a
+good policy) is as likely to be seen as a common one.
 """
 
 from __future__ import annotations
