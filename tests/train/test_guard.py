@@ -1,0 +1,63 @@
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from agentvision.errors import TrainingStopped
+from agentvision.train.guard import BadSteps, Interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_cancels_the_work_and_is_remembered(number):
+    async def work(interruption):
+        interruption.cancels(asyncio.current_task())
+        asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), number)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        asyncio.current_task().uncancel()
+        return interruption.received
+
+    with Interruption() as interruption:
+        assert asyncio.run(work(interruption)) is number
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interruption():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_after_the_first_signal_the_next_one_kills_as_usual():
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.received is signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_nothing_is_caught():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def enter():
+        with Interruption():
+            assert signal.getsignal(signal.SIGTERM) is before
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+
+
+def test_bad_steps_stop_the_run_only_when_they_come_in_a_row():
+    bad = BadSteps(3)
+    for _ in range(4):
+        bad.bad("loss nan")
+        bad.bad("loss nan")
+        bad.good()
+    assert bad.skipped == 8
+    bad.bad("a")
+    bad.bad("b")
+    with pytest.raises(TrainingStopped, match="3 updates in a row"):
+        bad.bad("gradient norm inf")

@@ -1,0 +1,242 @@
+"""Whole runs of the real thing (policy, environment, rewards, journal), on a tiny model with random weights."""
+
+import json
+import os
+import signal
+import textwrap
+
+import pytest
+import torch
+
+from agentvision import load_recipe, train
+from agentvision.cli import main
+from agentvision.errors import PluginError, RunError, TrainingStopped
+from agentvision.journal import read_trajectories
+from agentvision.tracking import read_events, read_metrics
+
+REWARDS = """
+import os, signal
+from agentvision.data.glyphs import GlyphVQA, demonstration
+from agentvision.rewards import reward
+from agentvision.types import Score
+
+@reward
+def letters(trajectory):
+    return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
+
+@reward
+def same(trajectory):
+    return 1.0
+
+@reward
+def broken(trajectory):
+    return Score.invalid("the judge is away")
+
+calls = 0
+
+@reward
+def letters_and_signal(trajectory):
+    global calls
+    calls += 1
+    if str(calls) == os.environ.get("TEST_SIGNAL_AT"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
+
+class Demonstrated(GlyphVQA):
+    def demonstration(self, sample, *, look, seed=0):
+        return demonstration(sample, look=look, seed=seed)
+"""
+
+RECIPE = """
+name: small
+model: {{path: {model}, device: cpu, attn: sdpa}}
+data: {{source: glyphs, options: {{columns: 3, rows: 3}}}}
+env: {{first_view: {{scale: 0.5}}, tools: [resize_image]}}
+protocol: {{system: "Look."}}
+sampling: {{max_tokens: 6, context_tokens: 1024}}
+rewards: [{{"./rewards.py:letters": {{weight: 1.0}}}}]
+algorithm: {{group_size: 3, entropy: 0.001, resample: {{max_rounds: 1}}}}
+trainer: {{steps: 3, prompts_per_step: 2, lr: 1.0e-3, save_every: 1, keep: 2, eval_every: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a model of the tiny kind, its weights random."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from agentvision.tiny.config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, tiny_config, tiny_model
+    from agentvision.tiny.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer(["Look."])
+    tiny_model(tiny_config(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        patch_size=PATCH_PX, merge_size=MERGE, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(model, tmp_path, monkeypatch):
+    """A function from overrides to the small recipe; the working directory holds its plug-ins."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text(textwrap.dedent(REWARDS))
+    (tmp_path / "small.yaml").write_text(RECIPE.format(model=model))
+    return lambda *overrides: load_recipe("./small.yaml", overrides=overrides)
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_leaves_everything_that_others_rely_on(recipe, tmp_path):
+    more = ("algorithm.kl.coef=0.01", "trainer.mini_batch_prompts=1", "trainer.eval_every=3", "trainer.eval_n=2")
+    result = train(recipe(*more), out=tmp_path / "run", quiet=True)
+    out = tmp_path / "run"
+    assert result.steps == 3 and result.interrupted is None
+    for name in ("recipe.resolved.yaml", "metrics.jsonl", "trajectories.jsonl", "images", "checkpoints", "report.html"):
+        assert (out / name).exists(), name
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    names = (
+        "reward accuracy format call_rate kl entropy clip_share visual_tokens_additive visual_tokens_replacement "
+        "samples_per_s time_rollout_s time_reward_s time_update_s reward/letters stop/length grad_norm lr "
+        "logprob_diff_mean logprob_diff_max invalid_share groups_no_signal steps_skipped visual_tokens_full"
+    )
+    assert set(names.split()) <= rows[0].keys()
+    assert all(row["logprob_diff_max"] < 1e-4 for row in rows), "trainer and sampler disagree"
+    assert rows[0]["updates"] == 2 and rows[2]["eval/reward"] is not None and rows[1].get("eval/reward") is None
+    assert sum(1 for entry in read_trajectories(out) if entry.step == 1) == 6 * (1 + rows[0]["resample_rounds"])
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert same(weights(out / "export"), weights(out / "checkpoints" / "step-000003" / "model"))
+    assert not same(weights(out / "export"), weights(recipe().model.path and tmp_path_of(recipe)))
+    again = train(load_recipe(str(out / "recipe.resolved.yaml")), out=tmp_path / "again", quiet=True)
+    assert same(weights(again.export), weights(result.export)), "the resolved recipe repeats the run"
+    exported = train(
+        recipe(f"model.path={json.dumps(str(out / 'export'))}", "trainer.steps=1"), out=tmp_path / "next", quiet=True
+    )
+    assert exported.steps == 1
+
+
+def tmp_path_of(recipe):
+    from pathlib import Path
+
+    return Path(recipe().model.path)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cut_off_and_resumed_ends_in_the_weights_of_one_that_was_not(recipe, tmp_path, monkeypatch):
+    own = ("rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]", "algorithm.kl.coef=0.01")
+    whole = train(recipe(*own), out=tmp_path / "whole", quiet=True)
+    monkeypatch.setenv("TEST_SIGNAL_AT", "9")  # inside the second step's rollouts
+    before = signal.getsignal(signal.SIGTERM)
+    cut = train(recipe(*own), out=tmp_path / "cut", quiet=True)
+    assert cut.interrupted is signal.SIGTERM and 0 < cut.steps < 3 and cut.checkpoint.is_dir() and cut.export is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.delenv("TEST_SIGNAL_AT")
+    resumed = train(recipe(*own), out=tmp_path / "cut", resume=True, quiet=True)
+    assert same(weights(resumed.export), weights(whole.export))
+    rows = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    volatile = ("time_", "samples_per_s")
+    for one, other in zip(*rows, strict=True):
+        assert {k: v for k, v in one.items() if not k.startswith(volatile)} == {
+            k: v for k, v in other.items() if not k.startswith(volatile)
+        }
+    assert [e.step for e in read_trajectories(tmp_path / "cut")] == [e.step for e in read_trajectories(tmp_path / "whole")]
+    assert "interrupted" in [e["event"] for e in read_events(tmp_path / "cut")]
+
+
+def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(recipe, tmp_path):
+    whole = train(recipe(), out=tmp_path / "whole", quiet=True)
+    train(recipe("trainer.steps=2"), out=tmp_path / "cut", quiet=True)
+    newest = tmp_path / "cut" / "checkpoints" / "step-000002"
+    (newest / "optimizer.pt").write_bytes(b"torn")  # step 2 is damaged: step 1 is the newest whole one
+    (tmp_path / "cut" / "checkpoints" / "step-000003.part").mkdir()
+    resumed = train(recipe(), out=tmp_path / "cut", resume=True, quiet=True)
+    assert newest.with_suffix(".corrupt").is_dir()
+    assert same(weights(resumed.export), weights(whole.export))
+    assert [row["step"] for row in read_metrics(tmp_path / "cut")] == [1, 2, 3]
+
+
+def test_a_run_directory_is_never_overwritten(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"--resume, or a new --out"):
+        train(recipe(), out=out, quiet=True)
+    with pytest.raises(RunError, match=r"no run to resume"):
+        train(recipe(), out=out, resume=True, quiet=True)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "./small.yaml", "--out", str(out)])
+    assert exit_.value.code == 2 and "--resume" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_refuses_a_changed_recipe_and_names_the_keys(recipe, tmp_path):
+    train(recipe("trainer.steps=1"), out=tmp_path / "run", quiet=True)
+    changed = recipe("trainer.lr=0.1", "algorithm.clip=0.3", "seed=4")
+    with pytest.raises(RunError, match=r"differ: algorithm\.clip, seed, trainer\.lr\b"):
+        train(changed, out=tmp_path / "run", resume=True, quiet=True)
+    assert train(recipe("trainer.steps=2"), out=tmp_path / "run", resume=True, quiet=True).steps == 2
+
+
+def test_rewards_that_fail_stop_the_run_and_leave_a_whole_checkpoint(recipe, tmp_path):
+    with pytest.raises(TrainingStopped, match=r"(?s)the judge is away.*checkpoint is .*step-000000"):
+        train(recipe("rewards=[{./rewards.py:broken: {weight: 1.0}}]"), out=tmp_path / "run", quiet=True)
+    assert weights(tmp_path / "run" / "checkpoints" / "step-000000" / "model")
+    assert "stopped" in [e["event"] for e in read_events(tmp_path / "run")]
+
+
+def test_groups_without_a_signal_move_no_weight(recipe, tmp_path):
+    result = train(
+        recipe("rewards=[{./rewards.py:same: {weight: 1.0}}]", "trainer.steps=1"), out=tmp_path / "run", quiet=True
+    )
+    (row,) = read_metrics(tmp_path / "run")
+    assert row["groups_no_signal"] == row["groups"] == 4 and row["updates"] == 0
+    assert same(weights(result.export), weights(tmp_path_of(recipe)))
+
+
+def test_a_warm_start_is_where_the_run_and_its_reference_begin(recipe, tmp_path):
+    own = ("data.source=./rewards.py:Demonstrated", "algorithm.kl.coef=0.01", "warm_start={steps: 3, batch_size: 4}")
+    train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
+    out = tmp_path / "run"
+    (row,) = read_metrics(out)
+    assert row["kl"] == pytest.approx(0, abs=1e-9), "the first step's policy is the reference"
+    assert not same(weights(out / "warm_start"), weights(tmp_path_of(recipe)))
+    resumed = train(recipe(*own, "trainer.steps=2"), out=out, resume=True, quiet=True)
+    assert resumed.steps == 2
+    assert read_metrics(out)[1]["kl"] > 0
+    losses = [e["loss"] for e in read_events(out) if e["event"] == "warm_start"]
+    assert len(losses) == 1
+
+
+def test_a_seed_changes_everything_that_is_drawn(recipe, tmp_path):
+    runs = [train(recipe("trainer.steps=1", f"seed={s}"), out=tmp_path / str(s), quiet=True) for s in (0, 1)]
+    first, second = ([e.trajectory for e in read_trajectories(r.out)] for r in runs)
+    assert {t.sample.id for t in first}.isdisjoint({t.sample.id for t in second})
+    assert [t.turns for t in first] != [t.turns for t in second]
+
+
+def test_a_policy_without_exact_logprobs_is_refused_before_anything_is_written(recipe, tmp_path):
+    with pytest.raises(PluginError):
+        train(recipe("policy.backend=replay"), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_trains_and_an_interrupted_one_says_so_by_its_exit_code(recipe, tmp_path, monkeypatch, capfd):
+    main(["train", "./small.yaml", "--out", "done", "trainer.steps=1"])
+    assert "small 1/1" in capfd.readouterr().err
+    monkeypatch.setenv("TEST_SIGNAL_AT", "1")
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "./small.yaml", "--out", "cut", "rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]"])
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "cut" / "checkpoints" / "step-000000").is_dir()
+    assert "--resume" in capfd.readouterr().err

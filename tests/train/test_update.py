@@ -1,0 +1,216 @@
+"""The update on a real (tiny, random) model: normalisation over micro-batches and ranks, non-finite steps, frozen parts."""
+
+import math
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from agentvision.recipe.schema import KL, Algorithm
+from agentvision.train.batch import Example
+from agentvision.train.forward import SampledTokens
+from agentvision.train.update import Updater, freeze, make_reference
+from agentvision.types import TextSegment
+
+from .conftest import BANNED, MERGE, ledgers, pixels, tiny_model
+
+ALGORITHM = Algorithm(clip=0.2, clip_high=0.3, kl=KL(coef=0.05), entropy=0.01)
+
+
+def examples(seed=0):
+    rng = random.Random(seed)
+    return [Example(segments, advantage=rng.uniform(-2, 2)) for segments in ledgers(seed)]
+
+
+def make_updater(*, algorithm=ALGORITHM, lr=0.0, micro_batch_tokens=10**6, touch_all=False, frozen=(), seed=0):
+    accelerator = Accelerator(cpu=True)
+    model = tiny_model(seed)
+    freeze(model, frozen)
+    scorer = SampledTokens(model, temperature=1.0, banned_ids=BANNED, touch_all=touch_all)
+    reference = None
+    if algorithm.kl.coef:
+        reference = make_reference(scorer)
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                parameter.mul_(1.02)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    scorer, optimizer = accelerator.prepare(scorer, optimizer)
+    return Updater(
+        accelerator=accelerator,
+        scorer=scorer,
+        optimizer=optimizer,
+        algorithm=algorithm,
+        grad_clip=1e9,
+        micro_batch_tokens=micro_batch_tokens,
+        max_tokens=16,
+        merge=MERGE,
+        reference=reference,
+    )
+
+
+def gradients(updater, batch, *, spare=None):
+    """The gradient that an update would step along, and its stats."""
+    found = {}
+
+    def capture(*_, **__):
+        model = updater.model
+        found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    updater.optimizer.step = capture
+    stats = updater.reinforce(batch, pixels, spare=spare)
+    return found, stats
+
+
+def oracle(batch, algorithm):
+    """Eq. 3 by a slow loop over trajectories and tokens, full logits, and autograd."""
+    model = tiny_model()
+    reference = tiny_model()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(1.02)
+    from .test_forward import oracle as full_forward
+
+    used = [e for e in batch if e.sampled]
+    tokens = sum(e.sampled for e in used)
+    total = torch.zeros(())
+    for example in used:
+        logprobs, entropy = full_forward(model, example.segments, 1.0)
+        with torch.no_grad():
+            expected, _ = full_forward(reference, example.segments, 1.0)
+        own = [s for s in example.segments if isinstance(s, TextSegment) and s.sampled]
+        old = [p for s in own for p in s.logprobs]
+        trajectory = torch.zeros(())
+        for lp, o, ref, h in zip(logprobs, old, expected, entropy, strict=True):
+            ratio = torch.exp(lp - o)
+            clipped = torch.clamp(ratio, 1 - algorithm.clip, 1 + (algorithm.clip_high or algorithm.clip))
+            gain = torch.minimum(ratio * example.advantage, clipped * example.advantage)
+            kl = torch.exp(ref - lp) - (ref - lp) - 1
+            trajectory = trajectory - (gain - algorithm.kl.coef * kl + algorithm.entropy * h)
+        scale = {
+            "trajectory": 1 / (example.sampled * len(used)),
+            "token": 1 / tokens,
+            "constant": 1 / (16 * len(used)),
+        }
+        total = total + trajectory * scale[algorithm.loss_norm]
+    total.backward()
+    return total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("norm", ["trajectory", "token", "constant"])
+def test_loss_and_gradient_are_eq_3s_for_every_size_of_micro_batch(norm):
+    algorithm = ALGORITHM.model_copy(update={"loss_norm": norm})
+    expected_loss, expected = oracle(examples(), algorithm)
+    for micro_batch_tokens in (1, 120, 10**6):
+        found, stats = gradients(
+            make_updater(algorithm=algorithm, micro_batch_tokens=micro_batch_tokens), examples()
+        )
+        assert stats.loss == pytest.approx(expected_loss, abs=2e-6)
+        assert found.keys() == expected.keys()
+        scale = max(g.abs().max() for g in expected.values())
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).abs().max() / scale < 1e-5, name
+
+
+def test_an_update_that_is_not_finite_touches_no_weight():
+    updater = make_updater(lr=0.1)
+    before = {k: v.clone() for k, v in updater.model.state_dict().items()}
+    bad = [replace(e, advantage=math.nan) for e in examples()]
+    stats = updater.reinforce(bad, pixels)
+    assert not stats.finite
+    assert all(torch.equal(v, before[k]) for k, v in updater.model.state_dict().items())
+    stats = updater.reinforce(examples(), pixels)
+    assert stats.finite
+    assert not all(torch.equal(v, before[k]) for k, v in updater.model.state_dict().items())
+    assert all(bool(torch.isfinite(p).all()) for p in updater.model.parameters())
+
+
+def test_on_policy_the_mismatch_is_rounding_alone():
+    updater = make_updater(algorithm=Algorithm())
+    (batch,), _ = updater._plan(examples(), None)
+    with torch.no_grad():
+        logprobs = updater.scorer(batch, pixels, None).logprobs.tolist()
+    owners = batch.owners.tolist()
+    sampled = [
+        replace(e, segments=recorded(e.segments, [p for p, o in zip(logprobs, owners, strict=True) if o == i]))
+        for i, e in enumerate(examples())
+    ]
+    stats = updater.reinforce(sampled, pixels)
+    assert stats.logprob_diff_max < 1e-5 and stats.clipped == 0 and stats.ratio_max < 1 + 1e-5
+
+
+def recorded(segments, logprobs):
+    """The ledger with these log-probs recorded."""
+    values = iter(logprobs)
+    return tuple(
+        replace(s, logprobs=tuple(next(values) for _ in s.ids)) if isinstance(s, TextSegment) and s.sampled else s
+        for s in segments
+    )
+
+
+def test_a_frozen_tower_encodes_each_image_once_a_step_and_keeps_its_weights():
+    updater = make_updater(lr=0.1, micro_batch_tokens=1, frozen=("vision", "projector"))
+    before = {k: v.clone() for k, v in updater.model.model.visual.state_dict().items()}
+    seen = []
+
+    def counted(name):
+        seen.append(name)
+        return pixels(name)
+
+    for _ in range(2):
+        updater.reinforce(examples(), counted)
+    assert len(seen) == len(set(seen)) > 1
+    updater.begin_step()
+    updater.reinforce(examples(), counted)
+    assert len(seen) == 2 * len(set(seen))
+    assert all(torch.equal(v, before[k]) for k, v in updater.model.model.visual.state_dict().items())
+
+
+def test_imitation_lowers_the_cross_entropy():
+    updater = make_updater(lr=3e-3, algorithm=Algorithm())
+    losses = [updater.imitate(examples(), pixels).loss for _ in range(8)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+WORKER = """
+import sys, torch
+from tests.train.test_update import examples, gradients, make_updater
+updater = make_updater(touch_all=True, micro_batch_tokens=int(sys.argv[2]))
+rank = updater.accelerator.process_index
+mine = [examples()[:9], examples()[9:]][rank] if sys.argv[3] == "uneven" else [examples(), []][rank]
+found, stats = gradients(updater, mine, spare=examples()[0])
+if rank == 0:
+    torch.save(found, sys.argv[1])
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", ["uneven", "one rank has none"])
+def test_two_ranks_have_the_gradient_of_one(tmp_path, shares):
+    """Processes of their own, gloo between them; ranks differ in examples and in micro-batches."""
+    expected, _ = gradients(make_updater(), examples())
+    out = tmp_path / "gradients.pt"
+    port = str(random.SystemRandom().randrange(20000, 60000))
+    root = Path(__file__).parents[2]
+    processes = []
+    for rank in range(2):
+        env = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root),
+        }  # fmt: skip
+        command = [sys.executable, "-c", WORKER, str(out), "150", shares]
+        processes.append(subprocess.Popen(command, env=env, cwd=root, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-3000:]
+    found = torch.load(out, weights_only=True)
+    assert found.keys() == expected.keys()
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() / scale < 1e-6, name
