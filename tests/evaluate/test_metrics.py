@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ..scripted import trajectory
 
 from agentvision.evaluate.metrics import mean, proportion, ratio, summarize
 from agentvision.images import ImageStore
 from agentvision.types import Score, StopReason, TextSegment, ToolCall, ToolError, ToolRecord
+
+from ..scripted import trajectory
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from ..scripted import ScriptedPolicy, glyph_recipe, ideal
 
 from agentvision import evaluate
 from agentvision.compute import VisionSpec
@@ -17,11 +16,34 @@ from agentvision.evaluate import run
 from agentvision.journal import load_image, read_trajectories
 from agentvision.types import Sample
 
-PROMISED = (
-    "n accuracy format call_rate call_rate_easy call_rate_hard visual_tokens_additive visual_tokens_replacement "
-    "visual_tokens_full seconds accuracy_ci format_ci call_rate_ci call_rate_easy_ci call_rate_hard_ci interval "
-    "stop invalid device versions recipe profile model seed"
-).split()
+from ..scripted import ScriptedPolicy, glyph_recipe, ideal
+
+PROMISED = [
+    "n",
+    "accuracy",
+    "format",
+    "call_rate",
+    "call_rate_easy",
+    "call_rate_hard",
+    "visual_tokens_additive",
+    "visual_tokens_replacement",
+    "visual_tokens_full",
+    "seconds",
+    "accuracy_ci",
+    "format_ci",
+    "call_rate_ci",
+    "call_rate_easy_ci",
+    "call_rate_hard_ci",
+    "interval",
+    "stop",
+    "invalid",
+    "device",
+    "versions",
+    "recipe",
+    "profile",
+    "model",
+    "seed",
+]
 
 
 @pytest.fixture

@@ -59,11 +59,12 @@ class Page(HTMLParser):
         ]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run of six steps with an evaluation, as `train` and `eval` leave it."""
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with an evaluation, as `train` and `eval` leave it, and its report."""
+    out = tmp_path_factory.mktemp("run")
     store = ImageStore()
-    with Tracker.open(tmp_path, glyph_recipe()) as tracker, Journal(tmp_path) as journal:
+    with Tracker.open(out, glyph_recipe()) as tracker, Journal(out) as journal:
         for step in range(1, 7):
             shares = {"call_rate_hard": step / 6, "call_rate_easy": 0.1, "accuracy": step / 6, "reward/format": 1.0}
             tracker.step({"step": step, "reward": step / 4, "time_rollout_s": 1.0, "stop": {"answered": 1.0}, **shares})
@@ -75,18 +76,29 @@ def run(tmp_path: Path) -> Path:
         journal.append([trajectory(store, said=ATTACK, question=ATTACK)], step=6, store=store)
         journal.append([trajectory(store, "cropped", called=True, crop=True)], step=6, store=store)
     asked = [trajectory(store, f"e{k}", called=k % 2 == 0, hard=k % 2 == 0, color=99) for k in range(6)]
-    with Journal(tmp_path / "evaluation") as journal:
+    with Journal(out / "evaluation") as journal:
         journal.append(asked, step=0, store=store)
     results = {"recipe": "small", "seconds": 1.5, "interval": INTERVAL, **summarize(asked)}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "recipe.resolved.yaml").write_text("name: small\npolicy: {options: {api_key: s3cret, top: 5}}\n")
-    return tmp_path
+    (out / "results.json").write_text(json.dumps(results))
+    (out / "recipe.resolved.yaml").write_text("name: small\npolicy: {options: {api_key: s3cret, top: 5}}\n")
+    assert write_report(out) == out / "report.html"
+    return out
 
 
-def test_the_page_shows_training_evaluation_trajectories_and_recipe(run: Path) -> None:
-    path = write_report(run)
-    assert path == run / "report.html"
-    page = Page(path.read_text())
+@pytest.fixture(scope="module")
+def text(kept: Path) -> str:
+    """The report's source. Drawing it takes a second, so that tests share one."""
+    return (kept / "report.html").read_text()
+
+
+@pytest.fixture
+def run(kept: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may change."""
+    return Path(shutil.copytree(kept, tmp_path / "run", ignore=shutil.ignore_patterns("report.html")))
+
+
+def test_the_page_shows_training_evaluation_trajectories_and_recipe(text: str) -> None:
+    page = Page(text)
     for words in (
         "When the model looks closer",
         "Parts of the reward",
@@ -103,8 +115,7 @@ def test_the_page_shows_training_evaluation_trajectories_and_recipe(run: Path) -
     assert len(page.all("details", "card")) == 32
 
 
-def test_nothing_is_fetched_and_every_image_stands_in_the_page_once(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_nothing_is_fetched_and_every_image_stands_in_the_page_once(text: str) -> None:
     page = Page(text)
     links = [
         value for _, attrs in page.elements for name, value in attrs.items() if name in ("src", "href", "xlink:href")
@@ -119,8 +130,7 @@ def test_nothing_is_fetched_and_every_image_stands_in_the_page_once(run: Path) -
     assert all(url.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for url in images.values())
 
 
-def test_what_a_model_wrote_stays_text(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_what_a_model_wrote_stays_text(text: str) -> None:
     page = Page(text)
     assert len(page.scripts) == 2
     assert "alert" not in page.scripts[1]
@@ -133,8 +143,7 @@ def test_what_a_model_wrote_stays_text(run: Path) -> None:
     assert "unsafe-inline" not in script_source
 
 
-def test_the_pages_own_script_is_the_one_that_its_policy_allows(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_the_pages_own_script_is_the_one_that_its_policy_allows(text: str) -> None:
     script = text.rsplit("<script>", 1)[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"'sha256-{digest}'" in text
@@ -144,9 +153,9 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
-def test_in_a_browser_the_script_runs_under_the_pages_policy_and_shows_the_images(run: Path) -> None:
-    page = write_report(run)
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+def test_in_a_browser_the_script_runs_under_the_pages_policy_and_shows_the_images(kept: Path) -> None:
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command.append((kept / "report.html").as_uri())
     dom = Page(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
     assert "32 of 32 shown" in dom.text
     shown = dom.all("img")
@@ -154,21 +163,20 @@ def test_in_a_browser_the_script_runs_under_the_pages_policy_and_shows_the_image
     assert all((a.get("src") or "").startswith("data:image/") for a in shown)
 
 
-def test_a_crops_box_is_drawn_on_the_original(run: Path) -> None:
-    page = Page(write_report(run).read_text())
+def test_a_crops_box_is_drawn_on_the_original(text: str) -> None:
+    page = Page(text)
     boxes = [a for a in page.all("rect") if "x" in a]
     assert {(a["x"], a["y"], a["width"], a["height"]) for a in boxes} == {("16.0", "12.0", "32.0", "24.0")}
     assert any(a.get("viewbox") == "0 0 64 48" for a in page.all("svg"))
 
 
-def test_a_credential_in_the_recipe_is_masked(run: Path) -> None:
-    text = write_report(run).read_text()
+def test_a_credential_in_the_recipe_is_masked(text: str) -> None:
     assert "s3cret" not in text
     assert "top: 5" in text
 
 
-def test_cards_carry_what_the_filters_ask_for(run: Path) -> None:
-    page = Page(write_report(run).read_text())
+def test_cards_carry_what_the_filters_ask_for(text: str) -> None:
+    page = Page(text)
     filters = {a["name"] for a in page.all("select")}
     assert filters == {"source", "step", "outcome", "called", "needs"}
     card = page.all("details", "card")[0]
@@ -196,6 +204,7 @@ def test_parts_that_are_missing_are_left_out(run: Path, keep: str) -> None:
 
 
 def test_a_missing_image_is_told_and_not_fatal(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
     for path in (run / "images").iterdir():
         path.unlink()
     assert len(Page(write_report(run).read_text()).all("details", "card")) == 32
