@@ -13,7 +13,7 @@ import logging
 import math
 import numbers
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -27,19 +27,19 @@ REASON_CHARS = 300
 """A reason is cut to this length: it is written with every trajectory."""
 
 
-async def score_trajectory(reward: Callable[..., Any], trajectory: Trajectory, *, timeout_s: float) -> Score:
+async def score_trajectory(reward: Callable[..., Any], trajectory: Trajectory, *, name: str, timeout_s: float) -> Score:
     """The reward's score, or invalid with the reason why there is none. Never raises for what the reward does."""
     try:
-        return as_score(await _attempt(reward, trajectory, timeout_s=timeout_s))
+        return as_score(await _attempt(reward, trajectory, name=name, timeout_s=timeout_s))
     except _Failed as failure:
         return Score.invalid(str(failure))
 
 
-async def score_group(reward: Callable[..., Any], group: Group, *, timeout_s: float) -> list[Score]:
+async def score_group(reward: Callable[..., Any], group: Group, *, name: str, timeout_s: float) -> list[Score]:
     """A group reward's G scores, or G times invalid with the reason. Never raises for what the reward does."""
     size = len(group.trajectories)
     try:
-        return as_scores(await _attempt(reward, group, timeout_s=timeout_s), size)
+        return as_scores(await _attempt(reward, group, name=name, timeout_s=timeout_s), size)
     except _Failed as failure:
         return [Score.invalid(str(failure))] * size
 
@@ -81,22 +81,24 @@ async def invoke(function: Callable[..., Any], /, *args: Any, name: str, timeout
     """Call an async function on the loop, or a sync one in a thread. Raises `DeadlinePassed` and what it raises."""
     call = functools.partial(function, *args, **kwargs)
     result = call() if is_async(function) else await run_blocking(call, name=name, timeout_s=timeout_s)
-    return await run_async(_awaited(result), name=name, timeout_s=timeout_s) if inspect.isawaitable(result) else result
+    if not inspect.isawaitable(result):
+        return result
 
+    async def wait() -> Any:
+        return await result
 
-async def _awaited(result: Awaitable[Any]) -> Any:
-    return await result
+    return await run_async(wait, name=name, timeout_s=timeout_s)
 
 
 class _Failed(Exception):
     """A reward gave no result; the text is the reason."""
 
 
-async def _attempt(reward: Callable[..., Any], subject: Trajectory | Group, *, timeout_s: float) -> Any:
+async def _attempt(reward: Callable[..., Any], subject: Trajectory | Group, *, name: str, timeout_s: float) -> Any:
     try:
-        return await invoke(reward, subject, name=type(reward).__name__, timeout_s=timeout_s)
+        return await invoke(reward, subject, name=name, timeout_s=timeout_s)
     except DeadlinePassed as error:
-        raise _Failed(f"deadline: no score within {timeout_s:g} s") from error
+        raise _Failed(f"deadline: {error}") from error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # from outside
@@ -109,8 +111,9 @@ async def _attempt(reward: Callable[..., Any], subject: Trajectory | Group, *, t
 
 def _explain(error: BaseException) -> str:
     """Type, message and the line it came from (the file's name alone: reasons are shown in reports)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    where = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        where = f" ({PurePath(frame.f_code.co_filename).name}:{line})"
     try:
         text = str(error)
     except Exception:  # an exception of the user's own, whose text fails too

@@ -8,7 +8,7 @@ else a reward of one trajectory. Classes take their settings as keyword argument
 - `judges_correctness = True`: its score says whether the answer is right (from .5 on) and fills `Trajectory.correct`;
 - `needs_correctness = True`: it reads `Trajectory.correct`, so a recipe without a judge of correctness is refused;
 - `timeout_s`: its deadline for one call;
-- `grading_key(trajectory)`: trajectories of a group with equal keys get one score, computed once.
+- `grading_key(trajectory)`: trajectories of a group with equal keys get one score, computed once (None: by itself).
 """
 
 from __future__ import annotations

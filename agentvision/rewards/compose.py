@@ -116,7 +116,7 @@ class Rewards:
         groupwise = [part for part in self.parts if part.group]
         seen = replace(group, trajectories=judged)
         columns = await asyncio.gather(
-            *(score_group(part.reward, seen, timeout_s=part.timeout_s) for part in groupwise)
+            *(score_group(part.reward, seen, name=part.name, timeout_s=part.timeout_s) for part in groupwise)
         )
         for part, column in zip(groupwise, columns, strict=True):
             for t, s, score in zip(trajectories, scores, column, strict=True):
@@ -157,7 +157,10 @@ async def _score_each(part: WeightedPart, trajectories: Sequence[Trajectory]) ->
         if not _failure(trajectory):
             jobs.setdefault(keys[-1], trajectory)
     scored = await asyncio.gather(
-        *(score_trajectory(part.reward, trajectory, timeout_s=part.timeout_s) for trajectory in jobs.values())
+        *(
+            score_trajectory(part.reward, trajectory, name=part.name, timeout_s=part.timeout_s)
+            for trajectory in jobs.values()
+        )
     )
     by_key = dict(zip(jobs, scored, strict=True))
     return [_failure(t) or by_key[key] for t, key in zip(trajectories, keys, strict=True)]

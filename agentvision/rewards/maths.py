@@ -8,7 +8,7 @@ misses its deadline. Workers start when first needed and end with their pool.
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import json
 import os
 import queue
@@ -17,13 +17,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, cast
 
-from agentvision._workers import DeadlinePassed, run_blocking
 from agentvision.rewards.grading import canonical, unwrap
 
 MAX_CHARS = 500
@@ -59,37 +58,35 @@ class MathsPool:
     timeout_s: float = 5.0
     _slots: queue.LifoQueue[_Worker | None] = field(init=False, repr=False)
     _started: list[_Worker] = field(init=False, repr=False)
+    _threads: ThreadPoolExecutor = field(init=False, repr=False)  # its own: waiting must not use up the tools' threads
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not self.timeout_s > 0:
             raise ValueError(f"workers={self.workers!r}, timeout_s={self.timeout_s!r}: both must be above 0")
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="maths")
         self._slots = queue.LifoQueue()
         self._started = []
         for _ in range(self.workers):
             self._slots.put(None)
         weakref.finalize(self, _end_all, self._started)
 
-    async def equal(self, answer: str, truth: str, *, wait_s: float = 60.0) -> bool:
-        """Whether the two are equal. Raises `MathsError` without a verdict in time, or a worker within `wait_s`."""
+    async def equal(self, answer: str, truth: str, *, wait_s: float = 100.0) -> bool:
+        """Whether the two are equal. Raises `MathsError` when there is no verdict, or none within `wait_s`."""
         answer, truth = _latex(answer), _latex(truth)
         if not answer or not truth or max(len(answer), len(truth)) > MAX_CHARS:
             return False
-        ask = functools.partial(self._ask, answer, truth, time.monotonic() + wait_s)
         try:
-            longest_s = wait_s + STARTUP_S + 2 * self.timeout_s
-            return cast("bool", await run_blocking(ask, name="maths", timeout_s=longest_s))
-        except DeadlinePassed as error:
-            raise MathsError(str(error)) from error
+            async with asyncio.timeout(wait_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, answer, truth)
+        except TimeoutError:
+            raise MathsError(f"maths: no worker was free within {wait_s:g} s") from None
 
     def close(self) -> None:
         """End all workers; later questions start new ones."""
         _end_all(self._started)
 
-    def _ask(self, answer: str, truth: str, until: float) -> bool:
-        try:
-            worker = self._slots.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            raise MathsError("no maths worker was free in time") from None
+    def _ask(self, answer: str, truth: str) -> bool:
+        worker = self._slots.get()  # there are as many slots as threads
         try:
             if worker is None or not worker.alive:
                 worker = None  # should the next line fail, its slot stays usable

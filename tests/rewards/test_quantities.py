@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,6 +179,7 @@ def test_tolerance_of_nothing_is_nothing():
 integers = st.integers(-(10**12), 10**12)
 
 
+@hypothesis.settings(deadline=None)
 @given(integers, st.integers(0, 6))
 def test_every_spelling_of_a_decimal_is_the_same(whole, places):
     value = Fraction(whole, 10**places)
@@ -195,6 +197,7 @@ def test_every_spelling_of_a_decimal_is_the_same(whole, places):
 units = st.sampled_from(["", "%", "km", "m", "kg", "apples", "s", "days", "USD", "°C"])
 
 
+@hypothesis.settings(deadline=None)
 @given(integers, units, integers, units)
 def test_equality_is_symmetric_and_reflexive(a, a_unit, b, b_unit):
     one, other = f"{a} {a_unit}", f"{b} {b_unit}"

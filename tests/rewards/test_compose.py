@@ -1,0 +1,407 @@
+"""Composition: totals, invalid parts, the order of things, and user code that fails in every way."""
+
+import asyncio
+import fractions
+import re
+import threading
+import time
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentvision.errors import RecipeError
+from agentvision.rewards import Accuracy, Format, RatioPenalty, Rewards, WeightedPart, reward
+from agentvision.types import Score, StopReason
+
+
+def constant(value, name="constant", **settings):
+    return reward(name=name, **settings)(lambda trajectory: value)
+
+
+async def score(group, *parts):
+    return (await Rewards(parts).score(group)).trajectories
+
+
+async def test_the_papers_reward(trajectory, group):
+    """R = accuracy + 0.5 format + penalty, by hand: r = 1/2 ≥ .2, so who looked closer pays."""
+    rollouts = group(
+        trajectory("blue"),
+        trajectory("blue", looked=True),
+        trajectory("red"),
+        trajectory("red", looked=True),
+        trajectory(None),
+    )
+    rewards = Rewards([WeightedPart(Accuracy()), WeightedPart(Format(), weight=0.5), WeightedPart(RatioPenalty())])
+    scored = await rewards.score(rollouts)
+    assert [t.reward for t in scored.trajectories] == pytest.approx([1.5, 1.4, 0.5, 0.4, 0.0])
+    assert [t.correct for t in scored.trajectories] == [True, True, False, False, False]
+    assert list(scored.trajectories[0].scores) == ["accuracy", "format", "ratio_penalty"]
+    assert await rewards.score(scored) == scored
+
+
+async def test_an_invalid_part_makes_the_total_none_and_leaves_siblings_alone(trajectory, group):
+    @reward
+    def picky(trajectory):
+        return Score.invalid("unsure") if trajectory.answer == "red" else 1
+
+    scored = await score(group(trajectory("blue"), trajectory("red")), WeightedPart(picky))
+    assert [t.reward for t in scored] == [1.0, None]
+    assert scored[1].scores["picky"] == Score.invalid("unsure")
+
+
+async def test_weight_zero_measures_only(trajectory, group):
+    broken, fine = constant(None, "broken"), constant(3, "fine")
+    [t] = await score(group(trajectory("x")), WeightedPart(broken, weight=0), WeightedPart(fine, weight=2))
+    assert t.reward == 6.0
+    assert not t.scores["broken"].valid
+
+
+async def test_group_rewards_see_correct_and_invalid_members(trajectory, group):
+    seen = []
+
+    @reward(judges_correctness=True)
+    def verdict(trajectory):
+        return {"right": 1, "half": 0.5, "wrong": 0, "unknown": Score.invalid("?")}[trajectory.answer]
+
+    @reward
+    def watch(group):
+        seen.extend((t.correct, t.scores["verdict"].value, t.reward) for t in group.trajectories)
+        return [0] * len(group.trajectories)
+
+    answers = ["right", "half", "wrong", "unknown"]
+    scored = await score(group(*map(trajectory, answers)), WeightedPart(watch), WeightedPart(verdict))
+    assert seen == [(True, 1.0, None), (True, 0.5, None), (False, 0.0, None), (None, None, None)]
+    assert [t.correct for t in scored] == [True, True, False, None]
+    assert list(scored[0].scores) == ["watch", "verdict"]
+
+
+async def test_invalid_correctness_leaves_r(trajectory, group):
+    """With the unknown one counted as right or wrong, r would not be 0 and the penalty would fall elsewhere."""
+
+    @reward(judges_correctness=True)
+    def verdict(trajectory):
+        return Score.invalid("?") if trajectory.answer == "unknown" else 1
+
+    members = group(trajectory("unknown"), trajectory("right", looked=True))
+    scored = await score(members, WeightedPart(verdict), WeightedPart(RatioPenalty(threshold=0.6)))
+    assert [t.reward for t in scored] == [None, 1.0]
+    assert [t.scores["ratio_penalty"].value for t in scored] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("stop", [StopReason.POLICY_ERROR, StopReason.ENV_ERROR])
+async def test_an_episode_that_broke_is_invalid_in_every_part(trajectory, group, stop):
+    parts = [WeightedPart(Accuracy()), WeightedPart(RatioPenalty()), WeightedPart(constant(1))]
+    broken = trajectory(None, stop=stop, error="disk on fire")
+    fine, bad = await score(group(trajectory("blue"), broken), *parts)
+    assert fine.reward is not None
+    assert (bad.reward, bad.correct) == (None, None)
+    assert all(not s.valid and "disk on fire" in s.reason for s in bad.scores.values())
+    [alone] = await score(group(broken))
+    assert alone.reward is None
+
+
+async def test_what_the_environment_paid_is_a_part(trajectory, group):
+    paid, unpaid = await score(
+        group(trajectory("x", env_reward=0.25), trajectory("x")), WeightedPart(constant(1), weight=2)
+    )
+    assert (paid.reward, unpaid.reward) == (2.25, 2.0)
+    assert paid.scores["env"] == Score(0.25)
+    assert "env" not in unpaid.scores
+    [bad] = await score(group(trajectory("x", env_reward=float("nan"))), WeightedPart(constant(1)))
+    assert bad.reward is None
+
+
+async def test_equal_answers_are_graded_once(trajectory, group):
+    graded = []
+
+    class Counting:
+        judges_correctness = True
+
+        def grading_key(self, trajectory):
+            return (trajectory.answer,)
+
+        async def __call__(self, trajectory):
+            graded.append(trajectory.answer)
+            return Score(float(trajectory.answer == "blue"))
+
+    rollouts = group(*map(trajectory, ["blue", "red", "blue", None, "red", "blue", None]))
+    scored = await score(rollouts, WeightedPart(Counting()))
+    assert sorted(graded, key=str) == [None, "blue", "red"]
+    assert [t.correct for t in scored] == [True, False, True, False, False, True, False]
+
+
+async def test_accuracy_shares_grades_of_equal_answers_only(trajectory):
+    key = Accuracy().grading_key
+    assert key(trajectory("blue")) == key(trajectory("blue", looked=True))
+    assert key(trajectory("blue")) != key(trajectory("Blue"))
+    assert key(trajectory("blue")) != key(trajectory("blue", truth="red"))
+    assert key(trajectory("blue")) != key(trajectory("blue", question="(A) blue (B) red"))
+
+
+@pytest.mark.parametrize("key", [lambda t: [], lambda t: 1 / 0, lambda t: None])
+async def test_a_key_that_fails_only_costs_its_saving(trajectory, group, key):
+    graded = []
+
+    class Keyed:
+        grading_key = staticmethod(key)
+
+        async def __call__(self, trajectory):
+            graded.append(1)
+            return Score(1.0)
+
+    scored = await score(group(trajectory("x"), trajectory("x")), WeightedPart(Keyed()))
+    assert [t.reward for t in scored] == [1.0, 1.0]
+    assert len(graded) == 2
+
+
+async def test_trajectories_are_scored_side_by_side(trajectory, group):
+    arrived = 0
+    together = asyncio.Event()
+
+    @reward
+    async def meet(trajectory):
+        nonlocal arrived
+        arrived += 1
+        if arrived == 8:
+            together.set()
+        await together.wait()
+        return 1
+
+    scored = await score(group(*[trajectory("x")] * 8), WeightedPart(meet, timeout_s=10))
+    assert [t.reward for t in scored] == [1.0] * 8
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+release = threading.Event()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_hanging_threads_go():
+    yield
+    release.set()
+
+
+def raise_(error):
+    raise error
+
+
+async def swallow_cancellation(_):
+    for _ in range(3):
+        try:
+            await asyncio.sleep(0.5)
+        except asyncio.CancelledError:
+            continue
+
+
+async def cancel_itself(_):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+
+async def exit_(_):
+    raise SystemExit(3)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise ValueError("no")
+
+
+FAULTS = {
+    "raises": (lambda s: raise_(ValueError("bad input")), r"raised ValueError: bad input \(test_compose.py:\d+\)"),
+    "raises StopIteration": (lambda s: next(iter(())), "StopIteration"),
+    "raises the unprintable": (lambda s: raise_(Unprintable()), "Unprintable"),
+    "raises at length": (lambda s: raise_(ValueError("x" * 10_000)), "raised ValueError: x{300} "),
+    "recurses": (lambda s: (f := lambda: f())(), "RecursionError"),
+    "exits": (lambda s: raise_(SystemExit(3)), "exit|SystemExit"),
+    "exits on the loop": (exit_, "exit|SystemExit"),
+    "raises cancelled": (lambda s: raise_(asyncio.CancelledError()), "cancelled itself|CancelledError"),
+    "cancels itself": (cancel_itself, "cancelled itself"),
+    "hangs": (lambda s: release.wait(30), "deadline: Faulty did not finish within 0.3 s"),
+    "hangs on the loop": (lambda s: asyncio.sleep(30), "deadline: Faulty did not finish within 0.3 s"),
+    "cannot be cancelled": (swallow_cancellation, "deadline"),
+    "nan": (lambda s: float("nan"), "returned nan, which is not finite"),
+    "inf": (lambda s: float("inf"), "returned inf"),
+    "nan in a score": (lambda s: Score(float("nan")), "returned nan"),
+    "text in a score": (lambda s: Score("1"), "returned '1', not a number"),
+    "text": (lambda s: "1.0", "returned '1.0', not a number"),
+    "None": (lambda s: None, "returned None, not a number"),
+    "list": (lambda s: [1.0], "returned a list, not a number"),
+    "complex": (lambda s: 1j, "returned a complex, not a number"),
+    "beyond floats": (lambda s: 10**400, "int that is no float"),
+    "object": (lambda s: object(), "returned a object, not a number"),
+    "no such argument": (lambda: 1, "TypeError"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_an_invalid_score_with_its_reason(trajectory, group, fault):
+    function, reason = FAULTS[fault]
+    timeout_s = 0.3 if "deadline" in reason else 20.0
+
+    class Faulty:
+        def __call__(self, trajectory):
+            return function(trajectory)
+
+    members = group(trajectory("blue"), trajectory("red"))
+    started = time.monotonic()
+    for broken in (Faulty(), reward(name="Faulty")(function)):
+        scored = await score(
+            members, WeightedPart(Accuracy()), WeightedPart(broken, name="Faulty", timeout_s=timeout_s)
+        )
+        assert [t.correct for t in scored] == [True, False]
+        assert [t.scores["accuracy"].value for t in scored] == [1.0, 0.0]
+        assert [t.reward for t in scored] == [None, None]
+        for t in scored:
+            assert not t.scores["Faulty"].valid
+            assert re.search(reason, t.scores["Faulty"].reason), t.scores["Faulty"].reason
+            assert len(t.scores["Faulty"].reason) < 400
+    assert time.monotonic() - started < 20
+
+
+GROUP_FAULTS = {
+    "raises": (lambda g: raise_(KeyError("k")), "KeyError"),
+    "hangs": (lambda g: release.wait(30), "deadline"),
+    "too few": (lambda g: [1.0], "returned 1 scores for 2 trajectories"),
+    "too many": (lambda g: [1.0] * 3, "returned 3 scores for 2 trajectories"),
+    "none": (lambda g: [], "returned 0 scores"),
+    "a number": (lambda g: 1.0, "instead of a list of 2 scores"),
+    "text of the right length": (lambda g: "ab", "instead of a list"),
+    "a map": (lambda g: {0: 1, 1: 2}, "instead of a list"),
+    "None": (lambda g: None, "returned None instead"),
+    "nan inside": (lambda g: [1.0, float("nan")], "entry 1: returned nan"),
+    "text inside": (lambda g: ["high", 0], "entry 0: returned 'high'"),
+}
+
+
+@pytest.mark.parametrize("fault", GROUP_FAULTS)
+async def test_a_group_reward_that_fails_is_invalid_for_all(trajectory, group, fault):
+    function, reason = GROUP_FAULTS[fault]
+
+    class Faulty:
+        def __call__(self, group):
+            return function(group)
+
+    members = group(trajectory("blue"), trajectory("red"))
+    decorated = reward(name="Faulty")(lambda group: function(group))
+    for broken in (Faulty(), decorated):
+        scored = await score(
+            members, WeightedPart(Accuracy()), WeightedPart(broken, timeout_s=0.3 if fault == "hangs" else 20.0)
+        )
+        assert [t.reward for t in scored] == [None, None]
+        assert [t.correct for t in scored] == [True, False]
+        for t in scored:
+            assert reason in t.scores["Faulty"].reason
+
+
+async def test_a_group_reward_may_call_one_member_invalid(trajectory, group):
+    @reward
+    def half(group):
+        return [Score.invalid("not this one"), True]
+
+    scored = await score(group(trajectory("x"), trajectory("y")), WeightedPart(half))
+    assert [t.reward for t in scored] == [None, 1.0]
+
+
+async def test_cancelling_from_outside_gets_through(trajectory, group):
+    @reward
+    async def hang(trajectory):
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(score(group(trajectory("x")), WeightedPart(hang)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_blocking_rewards_leave_the_loop_free(trajectory, group):
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    @reward
+    def slow(trajectory):
+        time.sleep(0.3)
+        return 1
+
+    ticking = asyncio.create_task(tick())
+    await score(group(trajectory("x"), trajectory("y")), WeightedPart(slow))
+    ticking.cancel()
+    assert ticks >= 5
+
+
+async def test_numbers_of_other_kinds_are_numbers(trajectory, group):
+    numpy = pytest.importorskip("numpy")
+    for value, want in [
+        (True, 1.0),
+        (False, 0.0),
+        (2, 2.0),
+        (fractions.Fraction(1, 2), 0.5),
+        (numpy.float32(0.5), 0.5),
+    ]:
+        [t] = await score(group(trajectory("x")), WeightedPart(constant(value)))
+        assert t.reward == want
+        assert type(t.scores["constant"].value) is float
+
+
+values = st.one_of(st.none(), st.floats(-1e6, 1e6), st.booleans())
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.lists(values, min_size=3, max_size=3), st.sampled_from([0.0, 1.0, -0.5, 2.0])), max_size=4)
+)
+async def test_the_total_is_the_weighted_sum_or_none(trajectory, group, table):
+    parts = [
+        WeightedPart(
+            reward(name=f"r{n}")(lambda trajectory, column=tuple(column): column[trajectory.rollout]), weight=weight
+        )
+        for n, (column, weight) in enumerate(table)
+    ]
+    members = group(*(trajectory("x", rollout=r) for r in range(3)))
+    for r, t in enumerate(await score(members, *parts)):
+        cells = [(column[r], weight) for column, weight in table if weight]
+        want = None if any(v is None for v, _ in cells) else sum(float(v) * w for v, w in cells)
+        assert t.reward == (want if want is None else pytest.approx(want))
+
+
+# --- construction ---------------------------------------------------------------------------------------------------
+
+
+def test_names_may_not_clash():
+    with pytest.raises(RecipeError, match="'format' stands there 2 times"):
+        Rewards([WeightedPart(Format()), WeightedPart(Format())])
+    with pytest.raises(RecipeError, match="'env' is kept"):
+        Rewards([WeightedPart(Format(), name="env")])
+
+
+def test_correctness_has_one_judge():
+    other = constant(1, "judge", judges_correctness=True)
+    with pytest.raises(RecipeError, match="'accuracy' and 'judge' both judge correctness"):
+        Rewards([WeightedPart(Accuracy()), WeightedPart(other)])
+    rewards = Rewards([WeightedPart(Accuracy(), weight=0), WeightedPart(other)])
+    assert rewards.judge is not None and rewards.judge.name == "judge"
+    measured = Rewards([WeightedPart(Accuracy(), weight=0)])
+    assert measured.judge is not None and measured.judge.name == "accuracy"
+    assert Rewards([WeightedPart(Format())]).judge is None
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_the_ratio_penalty_asks_for_a_judge(rule):
+    with pytest.raises(RecipeError, match="'ratio_penalty' needs a reward that judges correctness"):
+        Rewards([WeightedPart(RatioPenalty(rule=rule))])
+    Rewards([WeightedPart(RatioPenalty(rule="all"))])
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_are_finite(weight):
+    with pytest.raises(ValueError, match="weight"):
+        WeightedPart(Format(), weight=weight)
