@@ -48,7 +48,8 @@ async def main() -> None:
     )
     scored = await rewards.score(Group(sample, tuple(rollout(sample, answer) for answer in answers)))
     for trajectory in scored.trajectories:
-        parts = ", ".join(f"{n} {s.reason if s.value is None else round(s.value, 2)}" for n, s in trajectory.scores.items())
+        scores = trajectory.scores.items()
+        parts = ", ".join(f"{n} {s.reason if s.value is None else round(s.value, 2)}" for n, s in scores)
         total = "invalid" if trajectory.reward is None else f"{trajectory.reward:.2f}"
         print(f"{trajectory.answer!r:41} reward {total}: {parts}")
 
