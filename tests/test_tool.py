@@ -388,7 +388,7 @@ async def test_an_async_hang_ends_even_when_it_ignores_cancellation():
 
     start = time.perf_counter()
     assert (await call(stubborn)).record.error is ToolError.DEADLINE
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 1.9  # it would have gone on for 2 s
 
 
 async def test_hanging_calls_do_not_use_up_the_threads_of_others(monkeypatch: pytest.MonkeyPatch):
@@ -414,7 +414,7 @@ async def test_hanging_calls_do_not_use_up_the_threads_of_others(monkeypatch: py
     assert len(names) == 20 and all(name == "agentvision worker" for name in names)
 
     refused = (await call(hang, ctx)).record
-    assert refused.error is ToolError.DEADLINE and "still hang" in refused.text and refused.seconds < 0.09
+    assert refused.error is ToolError.DEADLINE and "still hang" in refused.text
     release.set()
     for _ in range(100):
         await asyncio.sleep(0.02)
@@ -426,14 +426,14 @@ async def test_hanging_calls_do_not_use_up_the_threads_of_others(monkeypatch: py
 async def test_waiting_for_a_thread_is_not_counted_against_the_deadline(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_workers, "SIZE", 1)
 
-    @tool(timeout_s=0.5)
+    @tool(timeout_s=0.8)
     def slow(ctx: ToolContext) -> str:
         """Take a while."""
-        time.sleep(0.15)
+        time.sleep(0.1)
         return "done"
 
     ctx = context()
-    outcomes = await asyncio.gather(*(call(slow, ctx) for _ in range(6)))
+    outcomes = await asyncio.gather(*(call(slow, ctx) for _ in range(12)))
     assert all(outcome.record.ok for outcome in outcomes)
 
 
