@@ -110,7 +110,7 @@ def _checked(questions: Any, name: str, where: str, limit: int | None) -> Sequen
 
 
 class _First(Sequence[Sample]):
-    """The first `count` questions of a sequence, as lazy as the sequence itself."""
+    """The first `count` questions of a sequence, as lazy as the sequence itself, with all else that it can do."""
 
     def __init__(self, questions: Sequence[Sample], count: int) -> None:
         self._questions, self._count = questions, count
@@ -124,3 +124,8 @@ class _First(Sequence[Sample]):
         if not -self._count <= index < self._count:
             raise IndexError(f"there are {self._count} questions; there is no question {index}")
         return self._questions[index % self._count]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy under way has no `_questions` yet
+            raise AttributeError(name)
+        return getattr(self._questions, name)

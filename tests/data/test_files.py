@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import logging
@@ -372,6 +373,22 @@ def test_the_warm_start_has_a_split_of_its_own() -> None:
     assert len(open_questions(recipe, "warm_start")) == 4
     with pytest.raises(ValueError, match="no warm start"):
         open_questions(recipe_over({"source": "glyphs"}), "warm_start")
+
+
+def test_a_limit_hides_nothing_else_that_a_source_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from agentvision.types import Sample\n"
+        "class Mine(list):\n"
+        "    def __init__(self, split): super().__init__(Sample(str(i), 'q') for i in range(9))\n"
+        "    def demonstration(self, sample, *, look, seed): return [sample.id]\n"
+    )
+    questions: Any = open_questions(recipe_over({"source": "./mine.py:Mine", "train": {"limit": 4}}), "train")
+    assert (len(questions), questions[-1].id) == (4, "3")
+    assert questions.demonstration(questions[2], look=True, seed=0) == ["2"]
+    assert len(copy.copy(questions)) == 4
+    with pytest.raises(AttributeError):
+        questions.nothing()
 
 
 def test_rows_left_out_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
