@@ -10,7 +10,6 @@ are placed by marks that no content can forge, since each rendering draws its ow
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -224,6 +223,9 @@ def _render(role: Role, source: str, *, views: Sequence[View], **values: Any) ->
         text = _template(source).render(views=shown, **values).strip()
     except TemplateError as error:
         raise RecipeError(f"protocol: the template cannot be rendered: {error} (in {source[:80]!r})") from None
-    pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", text)
-    parts: list[Part] = [ViewPart(views[int(p)].index) if k % 2 else p for k, p in enumerate(pieces)]
+    head, *marked = text.split(f"\ue000{nonce}:")
+    parts: list[Part] = [head]
+    for piece in marked:
+        number, _, rest = piece.partition("\ue001")
+        parts += [ViewPart(views[int(number)].index), rest]
     return Message(role, tuple(part for part in parts if part != ""))

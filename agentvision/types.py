@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from PIL import Image
 
-    ImageSource: TypeAlias = "Image.Image | Path | bytes"
+    ImageSource: TypeAlias = "Image.Image | Path | str | bytes"
 else:
     ImageSource = Any
 
@@ -57,7 +57,7 @@ class StopReason(StrEnum):
 class Sample:
     """One question about one or more images.
 
-    `images` are decoded late: a PIL image, a path, or encoded bytes. `answer` is the ground truth (None when unknown).
+    `images` are decoded late: a PIL image, a path, encoded bytes, or a `data:` URL. `answer` is the ground truth (None when unknown).
     `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only for measuring.
     """
 
