@@ -2,7 +2,8 @@
 
 `auto` asks whether the texts are the same, then whether they name the same option, number or formula, as far as the
 truth is one. A recipe may name one rule, or several of which one must agree. Of a sample, `meta["answers"]` may hold
-further accepted answers, `meta["options"]` the options of a multiple-choice question that does not list them.
+further accepted answers, `meta["options"]` the options of a multiple-choice question that does not list them, and
+`meta["grading"]` the rule that `auto` stands for (a code such as "7E2" is no number, and only its data set knows).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Accuracy:
         if trajectory.answer is None or not unwrap(trajectory.answer):
             return Score(0.0, "no answer")
         options = options_in(trajectory.sample)
-        rules = (self.rule,) if isinstance(self.rule, str) else self.rule
+        rules = self._rules(trajectory.sample)
         verdicts: list[bool | None] = []
         try:
             for truth in truths:
@@ -73,6 +74,13 @@ class Accuracy:
         if all(verdict is None for verdict in verdicts):
             return Score.invalid(f"ground truth {truths[0][:80]!r} cannot be graded by rule {', '.join(rules)}")
         return Score(0.0)
+
+    def _rules(self, sample: Sample) -> tuple[Rule, ...]:
+        """The rules to grade by: the recipe's, or under `auto` the one that the data set names for this question."""
+        named = sample.meta.get("grading")
+        if self.rule == "auto" and named in RULES:
+            return (named,)
+        return (self.rule,) if isinstance(self.rule, str) else self.rule
 
     async def _agree(self, rule: Rule, answer: str, truth: str, options: Mapping[str, str]) -> bool | None:
         """Whether answer and truth are the same by one rule; None when the rule does not apply to the truth."""

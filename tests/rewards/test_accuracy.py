@@ -172,3 +172,9 @@ def test_options_default_to_the_question():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings)).removeprefix("maths_")):
         Accuracy(**settings)
+
+
+@pytest.mark.parametrize(("grading", "right"), [("exact", 0.0), (None, 1.0), ("nonsense", 1.0)])
+async def test_a_data_set_may_name_the_rule_that_auto_stands_for(trajectory, grading, right):
+    meta = {} if grading is None else {"grading": grading}
+    assert await grade(trajectory, "700", "7E2", meta=meta) == right
