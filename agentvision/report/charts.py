@@ -20,6 +20,9 @@ Row = Mapping[str, Any]
 PALETTE = ("#3b82c4", "#d9822b", "#2f9e77", "#a663cc", "#d1495b", "#8a8f98", "#b59a2d", "#4aa8b5", "#7d6b5d")
 EASY, HARD = PALETTE[0], PALETTE[1]
 
+MAX_POINTS = 500
+"""Of a line; a longer run is drawn as the means of so many stretches."""
+
 _SHORT = "datum.value != 0 && abs(datum.value) < 0.001 ? format(datum.value, '.1~e') : datum.label"
 """How Vega writes a number on an axis: 3e-5, not 0.00003, which would push the axis out of line."""
 
@@ -75,6 +78,8 @@ def line_spec(
     if not series:
         return None
     span = window(metrics) if chart.smooth and chart.kind == "line" else 1
+    if chart.kind == "area":  # what a step does not have adds nothing to its stack
+        metrics = [{**dict.fromkeys(series, 0), **{k: v for k, v in row.items() if v is not None}} for row in metrics]
     runs = {label: _series(metrics, name) for name, label in series.items()}
     steps = [row["step"] for row in metrics if _is_number(row.get("step"))]
     return _spec(
@@ -166,7 +171,7 @@ def _spec(
         "type": "quantitative",
         "title": "step",
         "scale": {"nice": False, "domain": list(steps)} if steps[0] < steps[1] else {},
-        "axis": {"tickMinStep": 1, "tickCount": max(3, size[0] // 60)},
+        "axis": {"tickCount": min(max(3, size[0] // 60), max(1, int(steps[1] - steps[0])))},  # whole steps
     }
     y_axis = {
         "field": "y",
@@ -216,9 +221,11 @@ def moving_mean(values: Sequence[float], span: int) -> list[float]:
 
 
 def _series(metrics: Iterable[Row], name: str) -> list[tuple[float, float]]:
-    return [
-        (row["step"], float(row[name])) for row in metrics if _is_number(row.get(name)) and _is_number(row.get("step"))
-    ]
+    numbers = [row for row in metrics if _is_number(row.get(name)) and _is_number(row.get("step"))]
+    line = [(row["step"], float(row[name])) for row in numbers]
+    size = -(-len(line) // MAX_POINTS)
+    parts = [line[start : start + size] for start in range(0, len(line), size)] if size > 1 else []
+    return [(part[len(part) // 2][0], sum(v for _, v in part) / len(part)) for part in parts] or line
 
 
 def _is_number(value: object) -> bool:

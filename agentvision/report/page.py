@@ -237,7 +237,7 @@ def _learned(metrics: Sequence[Row]) -> list[Chart]:
 
 def _diagnostics(metrics: Sequence[Row]) -> list[Chart]:
     """Charts of how it went, those of this run's own stop reasons and phases included."""
-    charts = list(DIAGNOSTICS)
+    charts = [chart for chart in DIAGNOSTICS if any(row.get(name) for row in metrics for name in chart.series)]
     for prefix, title, y, domain in STACKED:
         series = {
             name: name.removeprefix(prefix).removesuffix("_s").replace("_", " ")

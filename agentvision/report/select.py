@@ -23,11 +23,12 @@ class Facts:
     correct: bool | None
     called: bool
     hard: bool | None
+    sample: str = ""
 
     @classmethod
     def of(cls, entry: JournalEntry) -> Facts:
         t = entry.trajectory
-        return cls(entry.step, t.correct, t.looked_closer, needs_original(t))
+        return cls(entry.step, t.correct, t.looked_closer, needs_original(t), t.sample.id)
 
 
 def choose(facts: Sequence[Facts], most: int) -> list[int]:
@@ -41,10 +42,14 @@ def choose(facts: Sequence[Facts], most: int) -> list[int]:
         kinds[third, f.correct, f.called, f.hard].append(index)
     waiting = [_spread(kinds[kind]) for kind in sorted(kinds, key=repr)]
     chosen: list[int] = []
+    asked: set[str] = set()
     while waiting and len(chosen) < most:
         waiting = [queue for queue in waiting if queue]
         for queue in waiting[: most - len(chosen)]:
-            chosen.append(queue.pop(0))
+            # A question that was not shown yet, if there is one: siblings of a group look alike.
+            place = next((k for k, index in enumerate(queue) if facts[index].sample not in asked), 0)
+            chosen.append(queue.pop(place))
+            asked.add(facts[chosen[-1]].sample)
     return sorted(chosen)
 
 

@@ -52,6 +52,22 @@ def test_the_raw_steps_are_drawn_beside_the_mean_and_numbers_that_are_not_finite
     assert spec["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0, 41]
 
 
+def test_a_stack_counts_a_missing_share_as_nothing() -> None:
+    rows = [{"step": 1, "a": 1.0}, {"step": 2, "a": 0.5, "b": 0.5}, {"step": 3, "a": 1.0, "b": None}]
+    spec = line_spec(Chart(title="", y="", series={"a": "A", "b": "B"}, kind="area"), rows, width=100, height=100)
+    assert spec is not None
+    assert [point["y"] for point in spec["data"]["values"] if point["series"] == "B"] == [0, 0.5, 0]
+
+
+def test_a_long_run_is_thinned_without_changing_its_mean() -> None:
+    rows = [{"step": k, "a": float(k % 7)} for k in range(7000)]
+    spec = line_spec(Chart(title="", y="", series={"a": "A"}), rows, width=100, height=100)
+    assert spec is not None
+    values = [point["y"] for point in spec["data"]["values"]]
+    assert len(values) <= 500
+    assert sum(values) / len(values) == pytest.approx(3)
+
+
 def test_the_moving_mean_is_centred_and_keeps_a_constant() -> None:
     assert moving_mean([0, 3, 6, 9], 3) == [1.5, 3, 6, 7.5]
     assert moving_mean([2.0] * 5, 3) == [2.0] * 5

@@ -34,5 +34,10 @@ def test_rare_kinds_and_all_times_are_shown() -> None:
     assert sum(20 < step <= 40 for step in steps) >= 3
 
 
+def test_questions_are_not_repeated_while_there_are_others() -> None:
+    pool = [Facts(1, True, False, False, sample=f"q{k // 8}") for k in range(80)]
+    assert len({pool[index].sample for index in choose(pool, 10)}) == 10
+
+
 def test_nothing_is_chosen_from_nothing() -> None:
     assert choose([], 5) == []
