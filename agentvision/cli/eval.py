@@ -7,8 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from agentvision.recipe import load_recipe
-
 
 def evaluate(
     recipe: str,
@@ -43,6 +41,8 @@ def evaluate(
     quiet
         Print nothing.
     """
+    from agentvision.recipe import load_recipe
+
     loaded = load_recipe(recipe, profile=profile, overrides=overrides)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
