@@ -35,5 +35,11 @@ lint: setup  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+reproduce: setup  ## Train and evaluate every row of docs/results.md and write it (hours).
+	$(BIN)/python bench/reproduce.py
+
+bench: setup  ## Time the GRPO step against a plain loop and write that section of docs/results.md.
+	$(BIN)/python bench/grpo_step.py
+
 clean:  ## Remove what was built, but not runs/.
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,60 @@
+"""Where a framework step's time goes: functions wrapped while it is measured, each second counted once a thread.
+
+A span's time leaves out the spans inside it. Threads overlap (the policy's engine, the event loop, the workers that
+read images and run tools), so spans of different threads may sum to more than the clock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+
+class Stopwatch:
+    """`seconds` by the name of a span."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    @contextmanager
+    def on(self, spans: Iterable[tuple[Any, str, str]]) -> Iterator[None]:
+        """Measure `(owner, attribute, span)` inside the `with`; the attribute is a plain function or a method."""
+        before = [(owner, attribute, vars(owner)[attribute]) for owner, attribute, _ in spans]
+        for owner, attribute, span in spans:
+            setattr(owner, attribute, self._measured(vars(owner)[attribute], span))
+        try:
+            yield
+        finally:
+            for owner, attribute, function in before:
+                setattr(owner, attribute, function)
+
+    def _measured(self, function: Callable[..., Any], span: str) -> Callable[..., Any]:
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            inner = self._inner()
+            inner.append(0.0)
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.perf_counter() - started
+                own = spent - inner.pop()
+                if inner:
+                    inner[-1] += spent
+                with self._lock:
+                    self.seconds[span] += own
+
+        return measured
+
+    def _inner(self) -> list[float]:
+        """For each span open in this thread: the time spent in spans inside it."""
+        if not hasattr(self._local, "inner"):
+            self._local.inner = []
+        return self._local.inner
