@@ -1,7 +1,7 @@
 """A policy that says what it is told to: a script, or what a journal recorded. No model takes part.
 
-With a codec it makes ids and log-probs too, so the whole path from environment to trainer can be run and tested without a
-model: a recorded turn keeps its own, a scripted text is encoded and gets log-probs of 0. It is not trainable, because
+With a codec it makes ids and log-probs too, so that the path from environment to ledger can be run and tested without
+a model: a recorded turn keeps its own, a scripted text is encoded and gets log-probs of 0. It is not trainable, because
 nothing that it says was sampled.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from agentvision.errors import ModelError
+from agentvision.errors import PluginError
 from agentvision.policy import Completion, Request
 from agentvision.tokens import Codec
 from agentvision.types import TextSegment, Trajectory
@@ -66,12 +66,12 @@ class ReplayPolicy:
     ) -> ReplayPolicy:
         """For recipes: repeat the journal in the directory `run`, with the codec of the model at `path`.
 
-        Options of policies that load weights are taken and have no effect. Raises `ModelError` without `run`.
+        Options of policies that load weights are taken and have no effect. Raises `PluginError` without `run`.
         """
         from agentvision.journal import read_trajectories
 
         if run is None:
-            raise ModelError("policy 'replay' repeats a recorded run: set policy.options.run to its directory")
+            raise PluginError("policy 'replay' repeats a recorded run: set policy.options.run to its directory")
         codec = Codec.from_pretrained(
             path, min_pixels=min_pixels, max_pixels=max_pixels, trust_remote_code=trust_remote_code
         )
@@ -103,9 +103,7 @@ class ReplayPolicy:
                 raise LookupError(f"the script has no episode {request.session!r} and no group {request.group!r}")
             turns = turns[request.session if request.session in turns else request.group]
         if request.turn >= len(turns):
-            raise LookupError(
-                f"the script of {request.session!r} has {len(turns)} turns, and turn {request.turn} is asked"
-            )
+            raise LookupError(f"the script of {request.session!r} ends after {len(turns)} turns")
         return turns[request.turn]
 
     async def release(self, session: str) -> None:

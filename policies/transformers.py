@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,15 +146,31 @@ class TransformersPolicy:
 
     async def complete(self, request: Request) -> Completion:
         """Sample one turn. Raises `ValueError` for an impossible request, and what the engine raised if it failed."""
-        job = Job.of(request, vocab_size=self._network.vocab_size)
+        return await self.submit([request])[0]
+
+    def submit(self, requests: Sequence[Request]) -> list[Awaitable[Completion]]:
+        """`complete` for several turns that join the batch together, in this order; each is awaited by itself."""
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(job, loop, loop.create_future())
+        tickets: list[_Ticket | ValueError] = []
+        for request in requests:
+            try:
+                tickets.append(
+                    _Ticket(Job.of(request, vocab_size=self._network.vocab_size), loop, loop.create_future())
+                )
+            except ValueError as error:
+                tickets.append(error)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the policy is closed")
-            self._arrived.append(ticket)
+            self._arrived += [ticket for ticket in tickets if isinstance(ticket, _Ticket)]
             self._last_arrival = time.monotonic()
             self._wake()
+        return [self._completion(ticket) for ticket in tickets]
+
+    async def _completion(self, ticket: _Ticket | ValueError) -> Completion:
+        if isinstance(ticket, ValueError):
+            raise ticket
+        job = ticket.job
         try:
             outcome = await ticket.future
         except asyncio.CancelledError:

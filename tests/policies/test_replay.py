@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentvision.errors import ModelError
+from agentvision.errors import PluginError
 from agentvision.policies.replay import RecordedTurn, ReplayPolicy
 from agentvision.policy import Policy
 from agentvision.types import ParsedTurn, Sample, StopReason, TextSegment, Trajectory, Turn
@@ -19,7 +19,7 @@ async def test_a_script_is_said_turn_by_turn(codec, talk):
     assert (first.text, second.text) == ("<think>one</think>", "two")
     assert first.ids[-1] in codec.stop_ids
     assert first.logprobs == (0.0,) * len(first.ids)
-    with pytest.raises(LookupError, match="2 turns"):
+    with pytest.raises(LookupError, match="after 2 turns"):
         await t.turn(policy)
 
 
@@ -82,5 +82,5 @@ async def test_a_turn_that_did_not_end_is_repeated_so(codec, talk):
 
 
 def test_a_recipe_must_name_the_run():
-    with pytest.raises(ModelError, match="policy.options.run"):
+    with pytest.raises(PluginError, match="set policy"):
         ReplayPolicy.from_pretrained("anything")
