@@ -33,7 +33,7 @@ def test_modules_that_are_functions_too_are_both_in_any_order_of_imports(first):
     run(
         f"{first}\n"
         "from agentvision import tool, train, evaluate, ToolContext, ToolResult\n"
-        "from agentvision.train.losses import policy_loss\n"
+        "from agentvision.train.losses import clipped_surrogate\n"
         "import agentvision.tool\n"
         "assert callable(train) and callable(evaluate)\n"
         "@tool\ndef look(ctx: ToolContext) -> ToolResult:\n    'Look.'\n    return ToolResult()\n"

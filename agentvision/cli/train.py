@@ -8,8 +8,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from agentvision.recipe import load_recipe
-
 
 def train(
     recipe: str,
@@ -38,8 +36,10 @@ def train(
     quiet
         Say nothing while training.
     """
-    loaded = load_recipe(recipe, profile=profile, overrides=overrides)
-    from agentvision.train.run import train as run  # imports torch
+    from agentvision.recipe import load_recipe
+
+    loaded = load_recipe(recipe, profile=profile, overrides=overrides)  # mistakes first: the next line imports torch
+    from agentvision.train.run import train as run
 
     result = run(loaded, out=out, resume=resume, quiet=quiet)
     if result.interrupted is not None:
