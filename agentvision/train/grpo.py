@@ -36,6 +36,7 @@ from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
 from agentvision.train.guard import BadSteps, Interruption
 from agentvision.train.learner import Learner
+from agentvision.train.lockstep import Lockstep
 from agentvision.train.metrics import rollout_metrics, update_metrics
 from agentvision.train.optimizer import learning_rate, set_learning_rate
 from agentvision.train.progress import StepProgress
@@ -125,11 +126,14 @@ class GRPO:
         def rollout(named: Sequence[tuple[str, Sample]], seed: int) -> AsyncIterator[Group]:
             size = recipe.algorithm.group_size
             at_once = recipe.policy.concurrency or len(named) * size
+            policy = learner.policy
+            if learner.lockstep and at_once >= len(named) * size:
+                policy = Lockstep(policy, episodes=len(named) * size)
             return rollout_groups(
                 named,
                 size=size,
                 make_env=build.env_maker(recipe, store=store, vision=learner.codec.vision, tools=learner.tools),
-                policy=learner.policy,
+                policy=policy,
                 store=store,
                 sampling=build.sampling_of(recipe, seed=seed),
                 limits=build.limits_of(recipe),

@@ -39,6 +39,8 @@ class Learner:
     optimizer: torch.optim.Optimizer
     updater: Updater
     source: str
+    lockstep: bool
+    """Whether rollouts are batched so that they repeat bit for bit: on a CPU, where everything else does."""
 
     def write(self, folder: Path) -> None:
         """The large files of a checkpoint: `model/` and `optimizer.pt`."""
@@ -92,8 +94,9 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     if recipe.model.gradient_checkpointing:
         net.gradient_checkpointing_enable()
     freeze(net, recipe.model.freeze)
+    lockstep = accelerator.device.type == "cpu" and hasattr(policy, "submit")
     if {"vision", "projector"} <= set(recipe.model.freeze) and hasattr(policy, "vision_frozen"):
-        policy.vision_frozen = True
+        policy.vision_frozen = not lockstep  # embeddings kept over steps would be missing after a resume
     if not any(p.requires_grad for p in net.parameters()):
         raise ModelError(f"model.freeze={list(recipe.model.freeze)!r} leaves nothing to train")
     scorer = SampledTokens(
@@ -130,4 +133,5 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         optimizer=optimizer,
         updater=updater,
         source=build.model_path(recipe.model.path),
+        lockstep=lockstep,
     )
