@@ -109,9 +109,7 @@ class Agent:
         )
         return Answer(trajectory.answer, trajectory, {v.index: store.get(v.image) for v in trajectory.views})
 
-    def run_sync(
-        self, image: ImageSource | Sequence[ImageSource], question: str, *, seed: int | None = None
-    ) -> Answer:
+    def run_sync(self, image: ImageSource | Sequence[ImageSource], question: str, *, seed: int | None = None) -> Answer:
         """`run` for code without an event loop; also works inside one, where it blocks."""
 
         def work() -> Answer:

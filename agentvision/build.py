@@ -68,7 +68,9 @@ def build_tools(recipe: Recipe) -> list[Tool]:
         if not isinstance(found, Tool):
             found = _call(found, dict(plugin.params), f"tool {plugin.name!r}")
         elif plugin.params:
-            raise PluginError(f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}")
+            raise PluginError(
+                f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}"
+            )
         tools += tools_of(found)
     names = [tool.name for tool in tools]
     for name in names:

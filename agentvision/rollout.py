@@ -162,7 +162,7 @@ async def run_episode(
     policy: Policy,
     store: ImageStore,
     sampling: SamplingParams,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    limits: Limits = Limits(),
     group: str = "",
     rollout: int = 0,
     tools: Sequence[Mapping[str, object]] = (),
@@ -199,7 +199,7 @@ async def run_group(
     policy: Policy,
     store: ImageStore,
     sampling: SamplingParams,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    limits: Limits = Limits(),
     group: str = "",
     tools: Sequence[Mapping[str, object]] = (),
 ) -> Group:
@@ -229,7 +229,7 @@ async def rollout_groups(
     policy: Policy,
     store: ImageStore,
     sampling: SamplingParams,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
+    limits: Limits = Limits(),
     tools: Sequence[Mapping[str, object]] = (),
     in_flight: int = 64,
 ) -> AsyncIterator[Group]:

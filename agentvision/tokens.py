@@ -50,9 +50,7 @@ def trainer_ids(segments: Iterable[Segment], image_token_id: int) -> list[int]:
 def sampled_mask(segments: Iterable[Segment]) -> list[bool]:
     """(T,) over the trainer's stream: whether the model sampled the token (I(o_t) of Eq. 3)."""
     return [
-        m
-        for s in segments
-        for m in ([False] * s.tokens if isinstance(s, ImageSegment) else [s.sampled] * len(s.ids))
+        m for s in segments for m in ([False] * s.tokens if isinstance(s, ImageSegment) else [s.sampled] * len(s.ids))
     ]
 
 
@@ -214,9 +212,7 @@ class Codec:
         shape = tuple((m.role, tuple(isinstance(p, ViewPart) for p in m.parts)) for m in messages)
         if (frame := self._frames.get(shape)) is None:
             frame = self._frames[shape] = self._render(shape)
-        return [
-            _Content(str(messages[p.message].parts[p.part])) if isinstance(p, _Place) else p for p in frame
-        ]
+        return [_Content(str(messages[p.message].parts[p.part])) if isinstance(p, _Place) else p for p in frame]
 
     def _render(self, shape: tuple[tuple[str, tuple[bool, ...]], ...]) -> list[str | _Place | int]:
         """Render the template once for all conversations of one shape, with marks for content.
@@ -243,9 +239,7 @@ class Codec:
                 frame.append(int(part))
         return frame
 
-    def _segments(
-        self, pieces: Sequence[_Piece], indices: Sequence[int], views: Sequence[View]
-    ) -> tuple[Segment, ...]:
+    def _segments(self, pieces: Sequence[_Piece], indices: Sequence[int], views: Sequence[View]) -> tuple[Segment, ...]:
         by_index = {v.index: v for v in views}
         waiting = iter(indices)
         segments: list[Segment] = []

@@ -57,8 +57,8 @@ class StopReason(StrEnum):
 class Sample:
     """One question about one or more images.
 
-    `images` are decoded late: a PIL image, a path, encoded bytes, or a `data:` URL. `answer` is the ground truth (None when unknown).
-    `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only for measuring.
+    `images` are decoded late: a PIL image, a path, encoded bytes, or a `data:` URL. `answer` is the ground truth (None
+    when unknown). `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only for measuring.
     """
 
     id: str
@@ -276,7 +276,9 @@ class TextSegment:
     version: int = 0
 
     def __post_init__(self) -> None:
-        if self.sampled != (self.logprobs is not None) or (self.logprobs is not None and len(self.logprobs) != len(self.ids)):
+        if self.sampled != (self.logprobs is not None) or (
+            self.logprobs is not None and len(self.logprobs) != len(self.ids)
+        ):
             raise ValueError("a sampled segment has one log-prob an id, and no other segment has any")
 
 

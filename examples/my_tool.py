@@ -1,8 +1,8 @@
 """A tool of your own: a typed function whose docstring is what the model reads.
 
-    python examples/my_tool.py
-    agentvision tools try ./examples/my_tool.py:enhance picture.png factor=2.0
-    agentvision train visionthink 'env.tools=[resize_image, "./examples/my_tool.py:enhance"]'
+python examples/my_tool.py
+agentvision tools try ./examples/my_tool.py:enhance picture.png factor=2.0
+agentvision train visionthink 'env.tools=[resize_image, "./examples/my_tool.py:enhance"]'
 """
 
 from typing import Annotated

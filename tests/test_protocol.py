@@ -93,7 +93,9 @@ def test_json_traps_are_refused(text):
     assert result[0] is ParseProblem.BAD_JSON
 
 
-@pytest.mark.parametrize("text", ['{"name":1,"arguments":{}}', '{"name":"x"}', '{"name":"x","arguments":[],"b":1}', "3"])
+@pytest.mark.parametrize(
+    "text", ['{"name":1,"arguments":{}}', '{"name":"x"}', '{"name":"x","arguments":[],"b":1}', "3"]
+)
 def test_json_that_is_no_call_is_refused(text):
     result = parse_call(text)
     assert not isinstance(result, ToolCall)
@@ -101,7 +103,17 @@ def test_json_that_is_no_call_is_refused(text):
 
 
 pieces = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "<tool_call>", "</tool_call>", '{"name":"x","arguments":{}}', " ", "\n"]
+    [
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "<tool_call>",
+        "</tool_call>",
+        '{"name":"x","arguments":{}}',
+        " ",
+        "\n",
+    ]
 )
 
 
