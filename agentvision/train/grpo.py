@@ -45,7 +45,6 @@ from agentvision.train.seeding import random_states, set_random_states
 from agentvision.train.update import UpdateStats
 from agentvision.types import Group, Sample, Trajectory
 
-
 EVALUATED = (
     "reward",
     "accuracy",

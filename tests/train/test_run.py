@@ -1,7 +1,6 @@
 """Whole runs of the real thing (policy, environment, rewards, journal), on a tiny model with random weights."""
 
 import json
-import os
 import signal
 import textwrap
 
@@ -32,13 +31,11 @@ def same(trajectory):
 def broken(trajectory):
     return Score.invalid("the judge is away")
 
-calls = 0
-
 @reward
 def letters_and_signal(trajectory):
-    global calls
-    calls += 1
-    if str(calls) == os.environ.get("TEST_SIGNAL_AT"):
+    left = int(os.environ.get("TEST_SIGNAL_AT", 0))
+    os.environ["TEST_SIGNAL_AT"] = str(left - 1)
+    if left == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
 
@@ -141,7 +138,6 @@ def test_a_run_that_is_cut_off_and_resumed_ends_in_the_weights_of_one_that_was_n
     cut = train(recipe(*own), out=tmp_path / "cut", quiet=True)
     assert cut.interrupted is signal.SIGTERM and 0 < cut.steps < 3 and cut.checkpoint.is_dir() and cut.export is None
     assert signal.getsignal(signal.SIGTERM) is before
-    monkeypatch.delenv("TEST_SIGNAL_AT")
     resumed = train(recipe(*own), out=tmp_path / "cut", resume=True, quiet=True)
     assert same(weights(resumed.export), weights(whole.export))
     rows = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
@@ -150,7 +146,9 @@ def test_a_run_that_is_cut_off_and_resumed_ends_in_the_weights_of_one_that_was_n
         assert {k: v for k, v in one.items() if not k.startswith(volatile)} == {
             k: v for k, v in other.items() if not k.startswith(volatile)
         }
-    assert [e.step for e in read_trajectories(tmp_path / "cut")] == [e.step for e in read_trajectories(tmp_path / "whole")]
+    assert [e.step for e in read_trajectories(tmp_path / "cut")] == [
+        e.step for e in read_trajectories(tmp_path / "whole")
+    ]
     assert "interrupted" in [e["event"] for e in read_events(tmp_path / "cut")]
 
 

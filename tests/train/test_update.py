@@ -106,9 +106,7 @@ def test_loss_and_gradient_are_eq_3s_for_every_size_of_micro_batch(norm):
     algorithm = ALGORITHM.model_copy(update={"loss_norm": norm})
     expected_loss, expected = oracle(examples(), algorithm)
     for micro_batch_tokens in (1, 120, 10**6):
-        found, stats = gradients(
-            make_updater(algorithm=algorithm, micro_batch_tokens=micro_batch_tokens), examples()
-        )
+        found, stats = gradients(make_updater(algorithm=algorithm, micro_batch_tokens=micro_batch_tokens), examples())
         assert stats.loss == pytest.approx(expected_loss, abs=2e-6)
         assert found.keys() == expected.keys()
         scale = max(g.abs().max() for g in expected.values())

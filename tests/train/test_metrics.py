@@ -1,0 +1,84 @@
+import pytest
+
+from agentvision.train.advantages import group_advantages
+from agentvision.train.collect import ScoredGroup
+from agentvision.train.metrics import rollout_metrics, update_metrics
+from agentvision.train.update import UpdateStats
+from agentvision.types import (
+    Affine,
+    Group,
+    ParsedTurn,
+    Sample,
+    Score,
+    StopReason,
+    ToolCall,
+    ToolError,
+    ToolRecord,
+    Trajectory,
+    Turn,
+    View,
+)
+
+
+def view(index, tokens):
+    return View(index, f"h{index}", "o", Affine(), (56, 56), (112, 112), tokens, "first_view")
+
+
+def trajectory(*, looked=False, failed=False, correct=True, reward=1.0, needs=None, stop=StopReason.ANSWERED):
+    call = ToolCall("resize_image", {})
+    turns = []
+    if looked:
+        turns.append(Turn("look", ParsedTurn(call=call), ToolRecord(call, views=(2,)), tokens=5))
+    if failed:
+        turns.append(Turn("look", ParsedTurn(call=call), ToolRecord(call, error=ToolError.FAILED), tokens=5))
+    turns.append(Turn("say", ParsedTurn(answer="a"), tokens=7))
+    scores = {"accuracy": Score(float(correct)) if correct is not None else Score.invalid("no judge")}
+    return Trajectory(
+        Sample("s", "?", meta={} if needs is None else {"needs_original": needs}),
+        tuple(turns), (), (view(1, 4), view(2, 16)) if looked else (view(1, 4),), stop,
+        full_tokens=16, scores=scores, reward=reward, correct=correct,
+    )  # fmt: skip
+
+
+def measured(*groups):
+    scored = [ScoredGroup(Group(g[0].sample, tuple(g)), group_advantages([t.reward for t in g])) for g in groups]
+    return rollout_metrics(scored)
+
+
+def test_calls_are_counted_by_need_and_only_when_a_view_was_delivered():
+    hard = [trajectory(looked=True, needs=True), trajectory(failed=True, needs=True, reward=0.0, correct=False)]
+    easy = [trajectory(needs=False), trajectory(needs=False)]
+    row = measured(hard, easy)
+    assert row["call_rate"] == 0.25 and row["call_rate_hard"] == 0.5 and row["call_rate_easy"] == 0
+    assert row["accuracy"] == 0.75 and row["accuracy_hard"] == 0.5
+    assert row["tool_error"] == {"failed": 0.25}
+    assert row["visual_tokens_additive"] == (20 + 4 + 4 + 4) / 4 and row["visual_tokens_replacement"] == (16 + 12) / 4
+    assert row["groups"] == 2 and row["groups_no_signal"] == 1 and row["groups_dropped"] == 0
+    assert row["stop"]["answered"] == 1 and row["stop"]["length"] == 0
+
+
+def test_invalid_scores_are_in_no_mean_and_are_counted():
+    row = measured([trajectory(), trajectory(reward=None, correct=None)])
+    assert row["reward"] == 1.0 and row["accuracy"] == 1.0 and row["reward/accuracy"] == 1.0
+    assert row["invalid_share"] == 0.5 and row["groups_dropped"] == 1
+
+
+def test_without_a_format_reward_the_format_is_read_off_the_grammar():
+    row = measured([trajectory(), trajectory(stop=StopReason.LENGTH)])
+    assert row["format"] == 0.5
+
+
+def test_the_mismatch_is_that_of_the_first_update_alone():
+    row = update_metrics(
+        [
+            UpdateStats(loss=1.0, tokens=10, clipped=1, logprob_diff_sum=0.1, logprob_diff_max=0.05),
+            UpdateStats(loss=3.0, tokens=30, clipped=3, logprob_diff_sum=9.0, logprob_diff_max=4.0, finite=False),
+        ]
+    )
+    assert row["logprob_diff_mean"] == pytest.approx(0.01) and row["logprob_diff_max"] == 0.05
+    assert row["clip_share"] == 0.1 and row["loss"] == 2.0 and row["updates"] == 1 and row["updates_skipped"] == 1
+
+
+def test_a_step_without_an_update_has_no_numbers_of_one():
+    row = update_metrics([])
+    assert row["updates"] == 0 and row["loss"] is None and row["clip_share"] is None
