@@ -233,7 +233,6 @@ class GRPO:
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,
-            "version": self.learner.policy.version,
         }
         every = self.recipe.tracking.trajectories_every
         if every and (self.step - 1) % every == 0:
@@ -250,7 +249,6 @@ class GRPO:
         state = {
             "cursors": self._of_all_ranks(self.cursor),
             "bad": {"skipped": self.bad.skipped, "in_a_row": self.bad.in_a_row},
-            "version": self.learner.policy.version,
         }
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.step, state | random_states(), self.learner.write)

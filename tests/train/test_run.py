@@ -230,7 +230,9 @@ def test_a_policy_without_exact_logprobs_is_refused_before_anything_is_written(r
 
 
 def test_the_command_trains_and_an_interrupted_one_says_so_by_its_exit_code(recipe, tmp_path, monkeypatch, capfd):
-    main(["train", "./small.yaml", "--out", "done", "trainer.steps=1"])
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "./small.yaml", "--out", "done", "trainer.steps=1"])
+    assert not exit_.value.code and (tmp_path / "done" / "export" / "config.json").is_file()
     assert "small 1/1" in capfd.readouterr().err
     monkeypatch.setenv("TEST_SIGNAL_AT", "1")
     with pytest.raises(SystemExit) as exit_:
