@@ -9,6 +9,7 @@ logits are wanted. Equality with the library's forward pass is tested, not assum
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,12 @@ class _MatrixPatches(nn.Conv3d):
         return linear(input.flatten(1), self.weight.flatten(1), self.bias).view(len(input), -1, 1, 1, 1)
 
 
+def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with parameters of another type; buffers keep theirs, rotary frequencies want their precision."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+    return deepcopy(model, memo)
+
+
 def use_matrix_patches(model: nn.Module) -> None:
     """Have the model's vision tower embed its patches by one matrix product; parameters and their names stay."""
     for module in model.modules():
@@ -56,14 +63,17 @@ def use_matrix_patches(model: nn.Module) -> None:
 class Network:
     """A `Qwen2_5_VLForConditionalGeneration` (or Qwen2-VL) as the engine uses it. Shares the module, copies nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, compute_dtype: torch.dtype | None = None) -> None:
+        use_matrix_patches(model)
+        self._original = model
+        if compute_dtype is not None and any(p.dtype != compute_dtype for p in model.parameters()):
+            model = _copy_in(model, compute_dtype)
         self.model: Any = model
         inner = getattr(model, "model", None)
         self._text: Any = getattr(inner, "language_model", None)
         self._visual: Any = getattr(inner, "visual", None)
         self._head: Any = getattr(model, "lm_head", None)
         self._check()
-        use_matrix_patches(model)
         config = self._text.config
         weight = self._text.embed_tokens.weight
         attention = self._text.layers[0].self_attn
@@ -95,6 +105,12 @@ class Network:
     @property
     def device(self) -> torch.device:
         return self.kv_shape.device
+
+    def refresh(self) -> None:
+        """Take over the weights of the original where this is a copy of it in another type."""
+        if self.model is not self._original:
+            for copied, weight in zip(self.model.parameters(), self._original.parameters(), strict=True):
+                copied.copy_(weight)
 
     def eval(self) -> None:
         """Leave training mode if the trainer left the shared module in it."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,8 @@ class TransformersPolicy:
 
     `max_rows` bounds the sessions that hold keys and values at a time (others wait); `prefill_tokens` the tokens of one
     prefill pass; `image_tokens` the cache of image embeddings. `vision_frozen` says that training leaves the vision
-    tower alone, so embeddings outlive a change of weights.
+    tower alone, so embeddings outlive a change of weights. `compute_dtype` ("bfloat16") samples with a copy of the
+    weights in that type, made anew after each update: for training whose master weights are float32.
     """
 
     trainable = True
@@ -67,6 +69,7 @@ class TransformersPolicy:
         prefill_tokens: int = 8192,
         image_tokens: int = 1 << 16,
         vision_frozen: bool = False,
+        compute_dtype: torch.dtype | str | None = None,
     ) -> None:
         for name, value in {"max_rows": max_rows, "prefill_tokens": prefill_tokens}.items():
             if value < 1:
@@ -76,7 +79,7 @@ class TransformersPolicy:
         self.stats = PolicyStats()
         self.vision_frozen = vision_frozen
         self._codec = codec
-        self._network = Network(model)
+        self._network = Network(model, compute_dtype=_dtype(compute_dtype))
         if codec.vocab_size > self._network.vocab_size:
             raise ModelError(
                 f"the codec has {codec.vocab_size} ids and the model only {self._network.vocab_size}:"
@@ -229,7 +232,8 @@ class TransformersPolicy:
                     outcomes = self._fail(error)
                 self._deliver(outcomes)
         with self._changed:
-            self._deliver([Outcome(t.job, error=RuntimeError("the policy is closed")) for t in self._leftovers()])
+            if self._worker is threading.current_thread():
+                self._deliver([Outcome(t.job, error=RuntimeError("the policy is closed")) for t in self._leftovers()])
 
     def _take(self) -> bool:
         """Wait until there is something to do and collect it; False when the thread should end."""
@@ -247,22 +251,28 @@ class TransformersPolicy:
                 self._tickets[ticket.job] = ticket
                 self._queue.append(ticket.job)
             self._arrived.clear()
-            ended, stale = list(self._ended_sessions), self._stale
+            return True
+
+    def _heed(self) -> None:
+        """Do what callers asked for since the last step: released sessions, new weights, cancelled turns."""
+        with self._changed:
+            ended, stale, version = list(self._ended_sessions), self._stale, self._version
             self._ended_sessions.clear()
             self._stale = False
         for session in ended:
             self._engine.release(session)
         if stale:
-            again = self._engine.weights_changed(version=self._version, keep_images=self.vision_frozen)
+            self._network.refresh()
+            again = self._engine.weights_changed(version=version, keep_images=self.vision_frozen)
             self._queue = again + self._queue
         for job in [j for j in self._tickets if j.cancelled]:
             self._engine.cancel(job)
             del self._tickets[job]
         self._queue = [j for j in self._queue if not j.cancelled]
-        return True
 
     def _turn_over(self) -> list[Outcome]:
         """Let waiting jobs join when that is worth a prefill, then sample one token everywhere."""
+        self._heed()
         outcomes: list[Outcome] = []
         working = len(self._engine.active)
         if self._queue and (4 * len(self._queue) >= working or self._steps_waited >= _PATIENCE_STEPS):
@@ -283,8 +293,6 @@ class TransformersPolicy:
 
     def _leftovers(self) -> Iterable[_Ticket]:
         """Everyone who still waits when the policy closes."""
-        if not self._closed:
-            return []
         for ticket in self._arrived:
             self._tickets[ticket.job] = ticket
         return list(self._tickets.values())
@@ -295,8 +303,15 @@ class TransformersPolicy:
             ticket = self._tickets.pop(outcome.job)
             by_loop.setdefault(ticket.loop, []).append((ticket, outcome))
         for loop, results in by_loop.items():
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 loop.call_soon_threadsafe(_resolve, results)
+
+
+def _dtype(name: torch.dtype | str | None) -> torch.dtype | None:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ModelError(f"{name!r} is no floating-point type of torch; try 'bfloat16' or 'float32'")
+    return dtype
 
 
 def _resolve(results: list[tuple[_Ticket, Outcome]]) -> None:

@@ -255,6 +255,26 @@ async def test_a_turn_goes_on_under_new_weights(changing, codec, talk, head):
     assert (old[5:] - new[5:]).abs().max() > 1e-2
 
 
+async def test_a_copy_in_another_type_follows_the_weights(model, codec, talk):
+    mine = copy.deepcopy(model)
+    policy = TransformersPolicy(mine, codec, compute_dtype="bfloat16")
+    for version in range(2):
+        t = talk(session=f"{version}", images=[picture()])
+        await t.turn(policy)
+        error = (recorded_logprobs(t) - uncached_logprobs(mine, codec, t)).abs()
+        assert 0 < error.mean() < 0.1
+        assert {p.dtype for p in mine.parameters()} == {torch.float32}
+        with torch.no_grad():
+            mine.lm_head.weight.mul_(3.0)
+        policy.weights_changed()
+    await policy.close()
+
+
+def test_a_type_that_does_not_exist_is_a_clear_error(model, codec):
+    with pytest.raises(ModelError, match="'bf61'"):
+        TransformersPolicy(model, codec, compute_dtype="bf61")
+
+
 async def test_a_model_left_in_training_mode_samples_in_evaluation_mode(changing, codec, talk):
     policy, _ = changing
     policy.model.train()
