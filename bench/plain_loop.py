@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from agentvision.env import VisionEnv
+from agentvision.env import Environment
 from agentvision.images import ImageStore
 from agentvision.rewards import Rewards
 from agentvision.types import (
@@ -44,7 +44,7 @@ class Episode:
     """One rollout: its conversation as ids, which of them the model sampled, and the pictures in their order."""
 
     sample: Sample
-    env: VisionEnv
+    env: Environment
     messages: list[Message] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -105,7 +105,7 @@ class PlainLoop:
         optimizer: torch.optim.Optimizer,
         rewards: Rewards,
         *,
-        make_env: Callable[[ImageStore], VisionEnv],
+        make_env: Callable[[ImageStore], Environment],
         banned_ids: Sequence[int],
         stop_ids: Sequence[int],
         group_size: int,

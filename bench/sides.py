@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from plain_loop import PlainLoop
 
 from agentvision import build
 from agentvision.data import open_questions
+from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
@@ -28,6 +30,7 @@ from agentvision.train.optimizer import make_optimizer
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import seed_everything
+from agentvision.train.update import UpdateStats
 from agentvision.types import Trajectory
 
 
@@ -87,9 +90,11 @@ class _Loop(GRPO):
 
     collected: Collected
 
-    def record(self, collected: Collected, *rest: Any) -> None:
+    def record(
+        self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
+    ) -> None:
         self.collected = collected
-        super().record(collected, *rest)
+        super().record(collected, updates, store, more)
 
 
 class FrameworkSide:

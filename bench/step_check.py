@@ -19,7 +19,7 @@ from agentvision.images import ImageStore
 from agentvision.rollout import rollout_groups
 from agentvision.tokens import sampled_mask, trainer_ids, trainer_logprobs
 from agentvision.train.batch import Example
-from agentvision.types import Trajectory
+from agentvision.types import TextSegment, Trajectory
 
 TOLERANCE = 1e-4
 
@@ -93,7 +93,7 @@ def _sampled(trajectory: Trajectory) -> list[tuple[bool, float]]:
 def _ids(loop: PlainLoop, trajectory: Trajectory) -> list[int]:
     """The conversation as the plain loop encodes it, the model's turns taken as they were sampled."""
     episode: Any = Episode(trajectory.sample, env=None)  # type: ignore[arg-type]
-    turns = iter([s.ids for s in trajectory.segments if getattr(s, "sampled", False)])
+    turns = iter([s.ids for s in trajectory.segments if isinstance(s, TextSegment) and s.sampled])
     views = {view.index: view for view in trajectory.views}
     pending: list[Any] = []
     for message in (*trajectory.messages, None):
