@@ -41,5 +41,8 @@ reproduce: setup  ## Train and evaluate every row of docs/results.md and write i
 bench: setup  ## Time the GRPO step against a plain loop and write that section of docs/results.md.
 	$(BIN)/python bench/grpo_step.py
 
+tiny: setup  ## Rebuild the tiny model that ships with the package.
+	$(BIN)/python -m agentvision.tiny
+
 clean:  ## Remove what was built, but not runs/.
 	rm -rf $(VENV) build *.egg-info

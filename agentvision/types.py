@@ -58,7 +58,8 @@ class Sample:
     """One question about one or more images.
 
     `images` are decoded late: a PIL image, a path, encoded bytes, or a `data:` URL. `answer` is the ground truth (None
-    when unknown). `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only for measuring.
+    when unknown). `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only
+    for measuring.
     """
 
     id: str

@@ -19,19 +19,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agentvision.data import scene as world
 from agentvision.data.questions import Question, ask_about_shapes, ask_about_writing
-from agentvision.data.scene import CARD_PX, Scene, Split
+from agentvision.data.scene import CARD_PX, SMALL_PITCH_PX, Scene, Split
 from agentvision.errors import DataError
 from agentvision.types import Sample
 
-ALPHABET = "ABCEFHJKLNPRTUVXY3479"
+ALPHABET = "0123456789"
 """Characters that cannot be taken for one another, and of which two fit side by side on a card."""
 MAX_CODE_LENGTH = 2
-LARGE_PT, SMALL_PT = 20, 9
+LARGE_PT, SMALL_PT = 20, 7
 LOOK = '<tool_call>{"name": "resize_image", "arguments": {}}</tool_call>'
 """The call that asks for the original."""
 
 _SIZES = {"train": 100_000, "test": 500}
-_PHRASES = {
+PHRASES = {
     "code": "What does {name} say?",
     "first": "What is the first character on {name}?",
     "last": "What is the last character on {name}?",
@@ -43,7 +43,7 @@ class GlyphVQA:
 
     `hard_share` of the questions need the original. `size` defaults to 100,000 for `train` and 500 for `test`. Images
     are (32·columns, 32·rows) pixels. `meta` of a sample: `kind`, `needs_original`, `sees` (what a look at the first view
-    tells) and `answers` (characters and length that a guess would be drawn from, or the words).
+    tells) and `guesses` (characters and length that a guess would be drawn from, or the words).
     """
 
     def __init__(
@@ -67,7 +67,9 @@ class GlyphVQA:
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise DataError(f"alphabet {alphabet!r} must name at least one character, and each once")
         if not 1 <= code_length <= MAX_CODE_LENGTH:
-            raise DataError(f"code_length is {code_length!r}; large type has room for 1 to {MAX_CODE_LENGTH} characters")
+            raise DataError(
+                f"code_length is {code_length!r}; large type has room for 1 to {MAX_CODE_LENGTH} characters"
+            )
         world.check_grid(columns, rows)
         self.split, self.seed, self.size = split, seed, _SIZES[split] if size is None else size
         self.hard_share, self.alphabet, self.code_length = hard_share, alphabet, code_length
@@ -101,7 +103,7 @@ class GlyphVQA:
         hard = bool(rng.random() < self.hard_share)
         if not hard and rng.random() < 0.5:
             return ask_about_shapes(scene, rng)
-        return ask_about_writing(scene, rng, hard=hard, phrases=_PHRASES, characters=self.alphabet, noun="type")
+        return ask_about_writing(scene, rng, hard=hard, phrases=PHRASES, characters=self.alphabet, noun="type")
 
 
 def demonstration(sample: Sample, *, look: bool, seed: int = 0) -> list[str]:
@@ -117,22 +119,37 @@ def demonstration(sample: Sample, *, look: bool, seed: int = 0) -> list[str]:
     answer = sample.answer
     if sample.meta["needs_original"]:
         rng = np.random.default_rng([seed, *sample.id.encode()])
-        answers = sample.meta["answers"]
-        answer = "".join(answers["characters"][k] for k in rng.integers(len(answers["characters"]), size=answers["length"]))
+        guesses = sample.meta["guesses"]
+        drawn = rng.integers(len(guesses["characters"]), size=guesses["length"])
+        answer = "".join(guesses["characters"][k] for k in drawn)
     return [f"<think>{sees}</think>\n<answer>{answer}</answer>"]
 
 
 def type_stamp(text: str, large: bool, rng: np.random.Generator) -> Image.Image:
     """Ink of a text in large or small type (a `scene.Stamp`); the random generator is not needed."""
-    return _ink(text, LARGE_PT if large else SMALL_PT)
+    return _large_ink(text) if large else _small_ink(text)
 
 
 @lru_cache(maxsize=4096)
-def _ink(text: str, size_pt: int) -> Image.Image:
+def _large_ink(text: str) -> Image.Image:
+    ink = _glyphs(text, LARGE_PT)
+    return ink.resize((min(ink.width, CARD_PX - 1), ink.height), Image.Resampling.LANCZOS)
+
+
+@lru_cache(maxsize=4096)
+def _small_ink(text: str) -> Image.Image:
+    """Each character in the middle of a square of `SMALL_PITCH_PX`."""
+    ink = Image.new("L", (SMALL_PITCH_PX * len(text), SMALL_PITCH_PX), 0)
+    for k, character in enumerate(text):
+        glyph = _glyphs(character, SMALL_PT)
+        room = (SMALL_PITCH_PX - glyph.width, SMALL_PITCH_PX - glyph.height)
+        ink.paste(glyph, (k * SMALL_PITCH_PX + room[0] // 2, room[1] // 2))
+    return ink
+
+
+def _glyphs(text: str, size_pt: int) -> Image.Image:
     font = ImageFont.load_default(size_pt)
     left, top, right, bottom = font.getbbox(text)
     ink = Image.new("L", (int(right - left), int(bottom - top)), 0)
     ImageDraw.Draw(ink).text((-left, -top), text, font=font, fill=255)
-    if ink.width > CARD_PX - 1:
-        ink = ink.resize((CARD_PX - 1, ink.height), Image.Resampling.LANCZOS)
     return ink

@@ -7,7 +7,7 @@ does not change which. Everything else is as in `glyphs`.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 
 from agentvision.data import scene as world
 from agentvision.data.questions import ask_about_shapes, ask_about_writing
-from agentvision.data.scene import Scene, Split
+from agentvision.data.scene import SMALL_PITCH_PX, Scene, Split
 from agentvision.errors import DataError
 from agentvision.types import Sample
 
@@ -24,7 +24,7 @@ TEST_SCANS = 400
 """Scans held out for `test`, of 1,797."""
 
 _SIZES = {"train": 100_000, "test": 500}
-_PHRASES = {
+PHRASES = {
     "code": "What is the number on {name}?",
     "first": "What is the first digit on {name}?",
     "last": "What is the last digit on {name}?",
@@ -68,7 +68,7 @@ class Handwriting:
             asked = ask_about_shapes(scene, rng)
         else:
             asked = ask_about_writing(
-                scene, rng, hard=hard, phrases=_PHRASES, characters="0123456789", noun="handwriting"
+                scene, rng, hard=hard, phrases=PHRASES, characters="0123456789", noun="handwriting"
             )
         image = world.draw(scene, rng, stamp=self._stamp)
         return Sample(f"handwriting-{self.split}-{self.seed}-{i}", asked.text, (image,), asked.answer, asked.meta)
@@ -86,14 +86,15 @@ class Handwriting:
     def _stamp(self, text: str, large: bool, rng: np.random.Generator) -> Image.Image:
         """The ink of a number (a `scene.Stamp`): a scan of each digit, picked at random from the split's."""
         width, height = LARGE_PX if large else SMALL_PX
-        ink = Image.new("L", (width * len(text), height), 0)
+        pitch = width if large else SMALL_PITCH_PX
+        ink = Image.new("L", (pitch * len(text), height), 0)
         for k, digit in enumerate(text):
             choice = self._scans[int(digit)]
-            ink.paste(Image.fromarray(choice[rng.integers(len(choice))]).resize((width, height)), (k * width, 0))
+            ink.paste(Image.fromarray(choice[rng.integers(len(choice))]).resize((width, height)), (k * pitch, 0))
         return ink
 
 
-@lru_cache(maxsize=None)
+@cache
 def scans(split: Split) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]:
     """The scans of a split, by digit: ten arrays (N, 8, 8), 0 for paper and 255 for ink."""
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -27,7 +27,9 @@ Colour = tuple[int, int, int]
 
 CELL_PX = 32
 CARD_PX = 28
-COLUMNS, ROWS = 5, 3
+SMALL_PITCH_PX = 8
+"""Small writing has a character every eight pixels: a patch of the tiny model's."""
+COLUMNS, ROWS = 3, 2
 COLOURS: Mapping[str, Colour] = {
     "red": (200, 48, 48),
     "green": (36, 140, 64),
@@ -37,9 +39,7 @@ COLOURS: Mapping[str, Colour] = {
     "black": (44, 44, 48),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-CORNERS = ("top left", "top right", "bottom left", "bottom right")
-_CARDS = 4
-_DRIFT_PX = 3
+_CARDS, _SHAPES = 3, 2
 _INK_ON_DARK, _INK_ON_LIGHT = (252, 252, 248), (28, 24, 20)
 
 Stamp = Callable[[str, bool, np.random.Generator], Image.Image]
@@ -74,25 +74,15 @@ class Scene:
     columns: int
     rows: int
 
-    def corner(self, name: str) -> int:
-        """The cell in the corner called `name`."""
-        row = 0 if name.startswith("top") else self.rows - 1
-        return row * self.columns + (0 if name.endswith("left") else self.columns - 1)
-
-    def cornered(self) -> list[Card]:
-        """The cards that stand in corners, of which there is at least one."""
-        cells = {self.corner(name) for name in CORNERS}
-        return [card for card in self.cards if card.cell in cells]
-
     @property
     def split(self) -> Split:
         return "test" if sum(card.cell for card in self.cards) % 2 else "train"
 
 
 def check_grid(columns: int, rows: int) -> None:
-    """Raise `DataError` when a grid has no room for the cards, the shapes and four corners."""
-    if columns * rows < 9 or min(columns, rows) < 2:
-        raise DataError(f"a grid of {columns} x {rows} cells is too small; it needs 9 cells and 2 rows and columns")
+    """Raise `DataError` when a grid has no room for the cards and the shapes."""
+    if columns * rows < _CARDS + _SHAPES:
+        raise DataError(f"a grid of {columns} x {rows} cells is too small; it needs {_CARDS + _SHAPES} cells")
 
 
 def compose(
@@ -103,33 +93,28 @@ def compose(
     columns: int = COLUMNS,
     rows: int = ROWS,
 ) -> Scene:
-    """Draw a scene at random: four cards of different colours, two large and two small, one of them in a corner.
+    """Draw a scene at random: three cards and two shapes, all of different colours, in cells of their own.
 
-    The card in the corner is large or small at even odds. Three to five shapes stand in other cells.
+    One card is written large and one small, the third either way.
     """
     cells = columns * rows
-    corners = (0, columns - 1, cells - columns, cells - 1)
     while True:
-        first = corners[rng.integers(4)]
-        others = [cell for cell in range(cells) if cell != first]
-        free = [first, *rng.permutation(others).tolist()]
+        free = rng.permutation(cells).tolist()
         if (sum(free[:_CARDS]) % 2 == 1) == (split == "test"):
             break
-    large = rng.permutation([True] * (_CARDS // 2) + [False] * (_CARDS // 2)).tolist()
+    large = rng.permutation([True, False, bool(rng.random() < 0.5)]).tolist()
     names = list(COLOURS)
     colours = [names[i] for i in rng.permutation(len(names))]
+    kinds = [SHAPES[i] for i in rng.permutation(len(SHAPES))]
     cards = tuple(Card(free[i], colours[i], text(rng), large[i]) for i in range(_CARDS))
-    count = int(rng.integers(3, 6))
-    shapes = tuple(
-        Shape(free[_CARDS + i], names[rng.integers(len(names))], SHAPES[rng.integers(len(SHAPES))]) for i in range(count)
-    )
+    shapes = tuple(Shape(free[_CARDS + i], colours[_CARDS + i], kinds[i]) for i in range(_SHAPES))
     return Scene(cards, shapes, columns, rows)
 
 
 def draw(scene: Scene, rng: np.random.Generator, *, stamp: Stamp) -> Image.Image:
     """Draw a scene: an RGB image of (32·columns, 32·rows) pixels.
 
-    Tints, the cards' places in their cells and small writing's place on its card vary from picture to picture.
+    Tints, the places of things in their cells and the line of a card that small writing stands in vary.
     """
     paper = tuple(int(v) for v in rng.integers(222, 246, 3))
     image = Image.new("RGB", (CELL_PX * scene.columns, CELL_PX * scene.rows), paper)
@@ -139,11 +124,10 @@ def draw(scene: Scene, rng: np.random.Generator, *, stamp: Stamp) -> Image.Image
         fill = tuple(int(np.clip(v + rng.integers(-14, 15), 0, 255)) for v in COLOURS[card.colour])
         pen.rectangle((left, top, left + CARD_PX - 1, top + CARD_PX - 1), fill=fill)
         ink = stamp(card.text, card.large, rng)
-        room = (CARD_PX - ink.width, CARD_PX - ink.height)
         if card.large:
-            x, y = room[0] // 2, room[1] // 2
+            x, y = (CARD_PX - ink.width) // 2, (CARD_PX - ink.height) // 2
         else:
-            x, y = (side // 2 + int(rng.integers(-_DRIFT_PX, _DRIFT_PX + 1)) for side in room)
+            x, y = (CARD_PX - 2 * SMALL_PITCH_PX) // 2, CARD_PX // 2 - SMALL_PITCH_PX * int(rng.integers(2))
         tone = _INK_ON_LIGHT if card.colour == "yellow" else _INK_ON_DARK
         image.paste(Image.new("RGB", ink.size, tone), (left + x, top + y), ink)
     for shape in scene.shapes:
@@ -154,13 +138,14 @@ def draw(scene: Scene, rng: np.random.Generator, *, stamp: Stamp) -> Image.Image
 
 
 def _place(cell: int, columns: int, rng: np.random.Generator) -> tuple[int, int]:
-    """The top left corner of what stands in a cell, up to two pixels off the centre."""
-    slack = CELL_PX - CARD_PX
+    """The top left corner of what stands in a cell, up to a pixel off the centre."""
+    margin = (CELL_PX - CARD_PX) // 2
     row, column = divmod(cell, columns)
-    return column * CELL_PX + int(rng.integers(slack + 1)), row * CELL_PX + int(rng.integers(slack + 1))
+    x, y = (margin + int(rng.integers(-1, 2)) for _ in range(2))
+    return column * CELL_PX + x, row * CELL_PX + y
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shape_mask(kind: str) -> Image.Image:
     """A shape's coverage as an "L" image of a card's size; drawn four times as large, so that edges are smooth."""
     over = 4

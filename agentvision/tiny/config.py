@@ -20,6 +20,9 @@ _HEADS, _KV_HEADS = 4, 2
 _MROPE_SECTION = [4, 6, 6]
 """Rotary frequencies of time, height and width: together half of the head's 32 dimensions."""
 
+_RESIDUAL = ("o_proj.weight", "down_proj.weight", "attn.proj.weight")
+"""What writes into the residual stream: drawn smaller, so that the sum over layers does not drown the embeddings."""
+
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The model's configuration, with the tokenizer's ids."""
@@ -83,4 +86,6 @@ def tiny_model(config: Qwen2_5_VLConfig, *, seed: int = 0) -> Qwen2_5_VLForCondi
                 # Tied embeddings are also the output head, whose fan-in is the hidden size.
                 fan_in = HIDDEN if "embed_tokens" in name else weight[0].numel()
                 weight.normal_(0.0, 1 / math.sqrt(fan_in))
+            if name.endswith(_RESIDUAL):
+                weight.div_(math.sqrt(2 * LAYERS))
     return model.float()
