@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentvision.errors import RunError
+from agentvision.errors import AgentVisionError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Checkpoints:
             _sync(self.directory)
         except Exception as error:  # torch and safetensors report a full disk by errors of their own
             shutil.rmtree(part, ignore_errors=True)
-            if isinstance(error, RunError):
+            if isinstance(error, AgentVisionError):
                 raise
             newest = max(self._steps(), default=None)
             kept = (

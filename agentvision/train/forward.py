@@ -44,6 +44,7 @@ def token_stats(
     *,
     temperature: float,
     banned: Tensor,
+    entropy_grad: bool = True,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> TokenStats:
     """log p(target) and entropy under softmax(logits / temperature) with the banned ids removed.
@@ -57,8 +58,9 @@ def token_stats(
         logits_nV = logits_nV.index_fill(1, banned, torch.finfo(torch.float32).min)
         total_n = torch.logsumexp(logits_nV, dim=1)
         chosen_n = logits_nV.gather(1, targets_n[:, None]).squeeze(1)
-        mean_n = (torch.softmax(logits_nV, dim=1) * logits_nV).sum(dim=1)
-        return chosen_n - total_n, total_n - mean_n
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy_n = total_n - (torch.softmax(logits_nV, dim=1) * logits_nV).sum(dim=1)
+        return chosen_n - total_n, entropy_n
 
     vocabulary = cast("Any", head).weight.shape[0]
     size = max(1, chunk_logits // vocabulary)
@@ -84,6 +86,7 @@ class SampledTokens(nn.Module):
     """A causal vision-language model of the Qwen2-VL family, seen by the trainer: micro-batch in, `TokenStats` out.
 
     `features` may hold the features of images that need no gradient (a frozen tower); those are not computed again.
+    `entropy_grad` says that the entropy is part of a loss; where it is only measured, half of the memory is saved.
     `touch_all` gives every trainable weight a gradient even where a micro-batch has no image: DDP waits for all of them.
     """
 
@@ -94,6 +97,7 @@ class SampledTokens(nn.Module):
         temperature: float,
         banned_ids: tuple[int, ...],
         chunk_logits: int = CHUNK_LOGITS,
+        entropy_grad: bool = True,
         touch_all: bool = False,
     ) -> None:
         super().__init__()
@@ -102,6 +106,7 @@ class SampledTokens(nn.Module):
         self.model = model
         self.temperature = temperature
         self.chunk_logits = chunk_logits
+        self.entropy_grad = entropy_grad
         self.touch_all = touch_all
         self.register_buffer("banned", torch.tensor(banned_ids, dtype=torch.long), persistent=False)
 
@@ -130,6 +135,7 @@ class SampledTokens(nn.Module):
             batch.targets,
             temperature=self.temperature,
             banned=cast("Tensor", self.banned),
+            entropy_grad=self.entropy_grad,
             chunk_logits=self.chunk_logits,
         )
         if self.touch_all and torch.is_grad_enabled():

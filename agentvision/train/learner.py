@@ -22,6 +22,7 @@ from agentvision.train.export import save_model
 from agentvision.train.forward import SampledTokens
 from agentvision.train.optimizer import make_optimizer
 from agentvision.train.update import Updater, freeze, make_reference
+from agentvision.train.windows import use_window_batches
 
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
@@ -94,6 +95,7 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     if recipe.model.gradient_checkpointing:
         net.gradient_checkpointing_enable()
     freeze(net, recipe.model.freeze)
+    use_window_batches(net)
     lockstep = accelerator.device.type == "cpu" and hasattr(policy, "submit")
     if {"vision", "projector"} <= set(recipe.model.freeze) and hasattr(policy, "vision_frozen"):
         policy.vision_frozen = not lockstep  # embeddings kept over steps would be missing after a resume
@@ -103,6 +105,7 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         net,
         temperature=recipe.sampling.temperature,
         banned_ids=policy.codec.banned_ids,
+        entropy_grad=recipe.algorithm.entropy > 0,
         touch_all=accelerator.num_processes > 1,
     )
     kept = None

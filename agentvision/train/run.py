@@ -84,7 +84,8 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     _check_world(recipe, accelerator)
     checkpoints = Checkpoints(out / "checkpoints", keep=recipe.trainer.keep)
     _check_folder(out, recipe, resume=resume)
-    found = checkpoints.newest() if resume else None
+    with accelerator.main_process_first():  # it sets damaged ones aside
+        found = checkpoints.newest() if resume else None
     seed_everything(recipe.seed)
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)

@@ -9,6 +9,7 @@ trainer, and later ones (several mini-batches, several epochs) are clipped again
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -35,7 +36,10 @@ from agentvision.types import ImageHash
 
 @dataclass(slots=True)
 class UpdateStats:
-    """Sums over the micro-batches of one update on this rank; `loss`, `kl` and `entropy` are already weighted means."""
+    """Sums over the micro-batches of one update on this rank; `loss`, `kl` and `entropy` are already weighted means.
+
+    `kl` is nan where there is no reference to measure it against.
+    """
 
     loss: float = 0.0
     kl: float = 0.0
@@ -79,7 +83,7 @@ class Updater:
     ) -> UpdateStats:
         """One GRPO update on these examples of this rank (VisionThink, Eq. 3). `spare` keeps a rank without any in step."""
         batches, counts = self._plan(examples, spare)
-        stats = UpdateStats()
+        stats = UpdateStats(kl=math.nan if self.reference is None else 0.0)
         algorithm = self.algorithm
         clip_high = algorithm.clip if algorithm.clip_high is None else algorithm.clip_high
         self._start()
