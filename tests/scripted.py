@@ -70,7 +70,7 @@ def make(model: str, **options: Any) -> ScriptedPolicy:
     def fail(sample: Sample, views: int) -> str | None:
         raise ValueError("this model is broken")
 
-    samples = [sample for seed in (0, 1) for sample in GlyphVQA(split="test", seed=seed, size=20)]
+    samples = [sample for seed in (0, 1) for sample in GlyphVQA(split="test", seed=seed, size=20, columns=5, rows=3)]
     return ScriptedPolicy(samples, fail if model.endswith("broken") else ideal)
 
 
@@ -79,7 +79,7 @@ def glyph_recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "small",
         "model": {"path": "none"},
-        "data": {"source": "glyphs"},
+        "data": {"source": "glyphs", "options": {"columns": 5, "rows": 3}},
         "env": {"first_view": {"scale": 0.5}, "tools": ["resize_image"]},
         "rewards": [{"accuracy": {}}, {"format": {"weight": 0.5}}],
         "evaluation": {"n": 20},

@@ -28,12 +28,11 @@ def build_checkpoint(
     reader_steps: int = READER_STEPS,
     lesson_steps: int = LESSON_STEPS,
     episode_steps: int = EPISODE_STEPS,
-    pool: int | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
     """Build the tiny model into the folder `out`; needs the extra `handwriting`.
 
-    `pool` bounds the pictures that lessons are about; the steps are those of the model that ships.
+    The steps are those of the model that ships.
     """
     import torch
     from transformers import GenerationConfig
@@ -66,7 +65,6 @@ def build_checkpoint(
         Codec(tokenizer, processor, vocab_size=len(tokenizer), stop_ids=[stop]),
         [*worlds, GlyphVQA(split="train", seed=seed + 6, **GUESSABLE)],
         prompts.offered_tools(),
-        pool=lessons.POOL if pool is None else pool,
     )
     lessons.train_lessons(model, course, steps=lesson_steps, whole=True, seed=seed, log=say)
     lessons.train_lessons(model, course, steps=episode_steps, whole=False, batch=64, lr=1e-3, seed=seed, log=say)

@@ -36,9 +36,6 @@ from agentvision.types import (
     View,
 )
 
-POOL = 1500
-"""Pictures of each data set that lessons are about."""
-
 
 @dataclass(frozen=True, slots=True)
 class Exercise:
@@ -55,25 +52,26 @@ class Exercise:
 
 @dataclass(slots=True)
 class Lessons:
-    """Writes lessons about the first `pool` pictures of some data sets."""
+    """Writes lessons about pictures of some data sets, each picture once: what is learned must not be the picture."""
 
     codec: Codec
     data: Sequence[SceneData]
     tools: Sequence[dict[str, Any]]
-    pool: int = POOL
     features: dict[str, Tensor] = field(default_factory=dict)
     """(tokens, D) of each view, by its name."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def prepare(self, model: Any) -> None:
-        """Run the vision tower over every view once."""
-        for d, source in enumerate(self.data):
-            for start in range(0, self.pool, 50):
-                pictures = [(i, source[i].images[0]) for i in range(start, min(self.pool, start + 50))]
-                for kind, shown in (("first", [quarter(p) for _, p in pictures]), ("full", [p for _, p in pictures])):
-                    for (i, _), picture, found in zip(pictures, shown, self._see(model, shown), strict=True):
-                        self.features[f"{d}-{i}-{kind}"] = found
-                        self.sizes[f"{d}-{i}-{kind}"] = picture.size
+    def draw(self, model: Any, rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
+        """Pick pictures as (data set, index) and run the vision tower over both views of each."""
+        picks = [(k % len(self.data), int(rng.integers(len(self.data[k % len(self.data)])))) for k in range(count)]
+        full = [self.data[d][i].images[0] for d, i in picks]
+        self.features.clear()
+        self.sizes.clear()
+        for kind, shown in (("first", [quarter(p) for p in full]), ("full", full)):
+            for (d, i), picture, found in zip(picks, shown, self._see(model, shown), strict=True):
+                self.features[f"{d}-{i}-{kind}"] = found
+                self.sizes[f"{d}-{i}-{kind}"] = picture.size
+        return picks
 
     def _see(self, model: Any, pictures: Sequence[Image.Image]) -> Sequence[Tensor]:
         made = self.codec.image_processor(images=list(pictures), return_tensors="pt")
@@ -81,21 +79,19 @@ class Lessons:
             seen = model.model.get_image_features(made["pixel_values"], made["image_grid_thw"], return_dict=True)
         return [found.float() for found in seen.pooler_output]
 
-    def write(self, rng: np.random.Generator, *, whole: bool) -> tuple[Segment, ...]:
-        """One lesson: a ledger whose sampled tokens are the turns to learn.
+    def write(self, d: int, i: int, rng: np.random.Generator, *, whole: bool) -> tuple[Segment, ...]:
+        """A lesson on picture `i` of data set `d`: a ledger whose sampled tokens are the turns to learn.
 
         Not `whole`, it is an episode as the recipes have it: one question, looking and answering at even odds.
         """
-        d = int(rng.integers(len(self.data)))
-        i = int(rng.integers(self.pool))
         exercises = _exercises(self.data[d], i, rng)[: None if whole else 1]
-        setting = rng.choice(["tool", "first", "full"], p=[0.6, 0.2, 0.2])
+        setting = rng.choice(["tool", "first", "full"], p=[0.6, 0.1, 0.3])
         views = [self._view(1, f"{d}-{i}-{'full' if setting == 'full' else 'first'}")]
         protocol = Protocol()
         offered = self.tools if setting == "tool" else ()
         messages = list(protocol.opening(Sample("", exercises[0].question), views, offered))
         segments = self.codec.encode_opening(messages, views)
-        look_at = int(rng.integers(-len(exercises), len(exercises))) if setting == "tool" else -1
+        look_at = int(rng.integers(-3, 3)) // (1 if whole else 3) if setting == "tool" else -1
         clear = setting == "full"
         for k, exercise in enumerate(exercises):
             if k:
@@ -174,15 +170,17 @@ def train_lessons(
 ) -> None:
     """Train the language model on lessons; the vision tower keeps its weights."""
     rng = np.random.default_rng([seed, whole])
-    if not lessons.features:
-        lessons.prepare(model)
     weights = [p for name, p in model.named_parameters() if "visual" not in name]
     optimizer = torch.optim.AdamW(weights, lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
     model.train()
     for step in range(steps):
+        ledgers = [
+            lessons.write(d, i, rng, whole=whole and k % 4 < 3)
+            for k, (d, i) in enumerate(lessons.draw(model, rng, batch))
+        ]
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
-            logits_NV, targets_N = _forward(model, lessons, [lessons.write(rng, whole=whole) for _ in range(batch)])
+            logits_NV, targets_N = _forward(model, lessons, ledgers)
         loss = F.cross_entropy(logits_NV.float(), targets_N)
         optimizer.zero_grad()
         loss.backward()

@@ -14,7 +14,7 @@ RECIPE = f"""
 name: small
 model: {{path: none}}
 policy: {{backend: "{SCRIPTED}:make"}}
-data: {{source: glyphs}}
+data: {{source: glyphs, options: {{columns: 5, rows: 3}}}}
 env: {{first_view: {{scale: 0.5}}, tools: [resize_image]}}
 rewards: [accuracy, {{format: {{weight: 0.5}}}}]
 evaluation: {{n: 20}}

@@ -20,7 +20,7 @@ SCRIPTED = str(Path(__file__).parents[1] / "scripted.py")
 def recipe(tmp_path: Path) -> str:
     path = tmp_path / "small.yaml"
     path.write_text(
-        f"name: small\nmodel: {{path: none}}\npolicy: {{backend: '{SCRIPTED}:make'}}\ndata: {{source: glyphs}}\n"
+        f"name: small\nmodel: {{path: none}}\npolicy: {{backend: '{SCRIPTED}:make'}}\ndata: {{source: glyphs, options: {{columns: 5, rows: 3}}}}\n"
         "env: {first_view: {scale: 0.5}, tools: [resize_image]}\nrewards: [accuracy]\n"
     )
     return str(path)
@@ -29,7 +29,7 @@ def recipe(tmp_path: Path) -> str:
 @pytest.fixture
 def hard() -> Sample:
     """A question that the scripted policy looks closer for."""
-    return next(s for s in GlyphVQA(split="test", seed=0, size=20) if s.meta["needs_original"])
+    return next(s for s in GlyphVQA(split="test", seed=0, size=20, columns=5, rows=3) if s.meta["needs_original"])
 
 
 @pytest.fixture

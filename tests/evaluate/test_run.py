@@ -48,7 +48,7 @@ PROMISED = [
 
 @pytest.fixture
 def samples() -> list[Sample]:
-    return list(GlyphVQA(split="test", seed=0, size=20))
+    return list(GlyphVQA(split="test", seed=0, size=20, columns=5, rows=3))
 
 
 def test_an_ideal_policy_is_measured_as_one(tmp_path: Path, samples: list[Sample]) -> None:
@@ -89,7 +89,7 @@ def test_questions_see_the_resolution_and_the_temperature_of_the_recipe(samples:
 def test_n_and_seed_choose_the_questions(samples: list[Sample]) -> None:
     ids = [t.sample.id for t in evaluate(glyph_recipe(), policy=ScriptedPolicy(samples), n=4).trajectories]
     assert ids == [sample.id for sample in samples[:4]]
-    other = list(GlyphVQA(split="test", seed=7, size=4))
+    other = list(GlyphVQA(split="test", seed=7, size=4, columns=5, rows=3))
     result = evaluate(glyph_recipe(), policy=ScriptedPolicy(other), n=4, seed=7)
     assert [t.sample.id for t in result.trajectories] == [sample.id for sample in other]
     assert result.metrics["seed"] == 7
@@ -108,7 +108,7 @@ def test_blocks_do_not_change_the_result(
 
 
 def test_questions_that_share_an_id_are_all_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = GlyphVQA(split="test", seed=0, size=1)[0]
+    sample = GlyphVQA(split="test", seed=0, size=1, columns=5, rows=3)[0]
     monkeypatch.setattr(run, "open_questions", lambda recipe, use, seed: [sample] * 5)
     assert evaluate(glyph_recipe(), policy=ScriptedPolicy([sample])).metrics["n"] == 5
 
