@@ -51,7 +51,7 @@ class Engine:
         self._max_rows, self._prefill_tokens = max_rows, prefill_tokens
         self._images = ImageEmbeddings(network, codec, stats, max_tokens=image_tokens, call_tokens=prefill_tokens)
         self._ban = torch.zeros(network.vocab_size, device=network.device)
-        self._ban[list(codec.banned_ids)] = -torch.inf
+        self._ban[torch.tensor(codec.banned_ids, dtype=torch.int64)] = -torch.inf
         self._ban[codec.vocab_size :] = -torch.inf  # rows that pad the embedding stand for no token
         self._is_stop = torch.zeros(network.vocab_size, dtype=torch.bool, device=network.device)
         self._is_stop[list(codec.stop_ids)] = True
@@ -75,15 +75,22 @@ class Engine:
         """The jobs at work."""
         return [row.job for row in self._table.rows[: self._window] if row.job is not None]
 
+    @property
+    def is_large(self) -> bool:
+        """Whether so much memory is held that it has to go back as soon as the last session ends."""
+        return self._table.is_large
+
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    def release(self, session: str) -> None:
-        """Free the row of a session that has ended, or whose turn is cancelled."""
+    def release(self, session: str) -> Job | None:
+        """Free the row of a session that has ended; its job, if it still had one at work."""
         row = self._table.release(session)
-        if row is not None and row.job is not None:
+        job = None if row is None else row.job
+        if row is not None and job is not None:
             self._stop(row)
-        if self._table.drop_if_empty():
+        if self.is_large and not self._table.sessions:
             self._start_over()
+        return job
 
     def cancel(self, job: Job) -> None:
         """Take a job out of the batch and free its row."""
@@ -312,9 +319,9 @@ class Engine:
         rows = self._table.rows
         params = [row.job.sampling for row in rows[start:stop] if row.job is not None]
         verdicts = self._state.sample(start, stop, logits, params)
-        ended = [rows[slot] for slot in verdicts.ended]
+        ended, diverged = [rows[slot] for slot in verdicts.ended], [rows[slot] for slot in verdicts.diverged]
         outcomes = [self._finish(row, *said) for row, said in zip(ended, self._said(ended), strict=True)]
-        return outcomes + [self._diverge(rows[slot]) for slot in verdicts.diverged]
+        return outcomes + [self._diverge(row) for row in diverged]
 
     def _finish(self, row: Row, ids: list[int], logprobs: list[float]) -> Outcome:
         job = row.job

@@ -127,11 +127,7 @@ class RowTable:
         for row in self.rows:
             row.codes, row.prompts = NO_TOKENS, set()
 
-    def drop_if_empty(self) -> bool:
-        """Give a large pool's memory back when no session is left; says whether it did."""
-        if self.sessions or self.pool.nbytes <= _KEEP_BYTES:
-            return False
-        self._prefixes.clear()
-        self.rows.clear()
-        self.pool = KVPool(self.pool.shape)
-        return True
+    @property
+    def is_large(self) -> bool:
+        """Whether the pool holds more memory than is worth keeping for nobody."""
+        return self.pool.nbytes > _KEEP_BYTES

@@ -194,6 +194,8 @@ class TransformersPolicy:
         """Forget what was kept for this session."""
         with self._changed:
             self._ended_sessions.append(session)
+            if self._engine.is_large:
+                self._wake()
 
     async def close(self) -> None:
         """Fail what still waits, end the worker and free the caches. The policy cannot be used again."""
@@ -225,21 +227,29 @@ class TransformersPolicy:
 
     def _work(self) -> None:
         with torch.inference_mode():
-            while self._take():
-                try:
-                    outcomes = self._turn_over()
-                except Exception as error:
-                    outcomes = self._fail(error)
-                self._deliver(outcomes)
+            try:
+                self._serve()
+                reason = RuntimeError("the policy is closed")
+            except Exception as error:  # not even starting over works: the device is gone
+                reason = error
         with self._changed:
             if self._worker is threading.current_thread():
-                self._deliver([Outcome(t.job, error=RuntimeError("the policy is closed")) for t in self._leftovers()])
+                self._worker = None
+                self._deliver([Outcome(t.job, error=reason) for t in self._leftovers()])
+
+    def _serve(self) -> None:
+        while self._take():
+            try:
+                outcomes = self._turn_over()
+            except Exception as error:
+                outcomes = self._fail(error)
+            self._deliver(outcomes)
 
     def _take(self) -> bool:
         """Wait until there is something to do and collect it; False when the thread should end."""
         with self._changed:
             if not self._queue and not self._engine.active:
-                if not self._changed.wait_for(lambda: self._arrived or self._closed, timeout=_IDLE_S):
+                if not self._changed.wait_for(self._has_work, timeout=_IDLE_S):
                     self._worker = None
                     return False
                 deadline = time.monotonic() + _GATHER_S
@@ -253,32 +263,35 @@ class TransformersPolicy:
             self._arrived.clear()
             return True
 
-    def _heed(self) -> None:
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._closed or (self._ended_sessions and self._engine.is_large))
+
+    def _heed(self) -> list[Outcome]:
         """Do what callers asked for since the last step: released sessions, new weights, cancelled turns."""
         with self._changed:
             ended, stale, version = list(self._ended_sessions), self._stale, self._version
             self._ended_sessions.clear()
             self._stale = False
-        for session in ended:
-            self._engine.release(session)
+        stopped = [job for session in ended if (job := self._engine.release(session)) is not None]
+        outcomes = [Outcome(j, error=RuntimeError(f"session {j.session!r} was released")) for j in stopped]
         if stale:
             self._network.refresh()
             again = self._engine.weights_changed(version=version, keep_images=self.vision_frozen)
             self._queue = again + self._queue
-        for job in [j for j in self._tickets if j.cancelled]:
+        for job in [j for j in self._tickets if j.cancelled and j not in stopped]:
             self._engine.cancel(job)
             del self._tickets[job]
         self._queue = [j for j in self._queue if not j.cancelled]
+        return outcomes
 
     def _turn_over(self) -> list[Outcome]:
         """Let waiting jobs join when that is worth a prefill, then sample one token everywhere."""
-        self._heed()
-        outcomes: list[Outcome] = []
+        outcomes = self._heed()
         working = len(self._engine.active)
         if self._queue and (4 * len(self._queue) >= working or self._steps_waited >= _PATIENCE_STEPS):
             chosen, self._queue = self._engine.select(self._queue)
             self._steps_waited = 0
-            outcomes = self._engine.admit(chosen)
+            outcomes += self._engine.admit(chosen)
         if self._engine.active:
             self._steps_waited += bool(self._queue)
             outcomes += self._engine.step()
@@ -292,9 +305,11 @@ class TransformersPolicy:
         return [Outcome(job, error=error) for job in failed]
 
     def _leftovers(self) -> Iterable[_Ticket]:
-        """Everyone who still waits when the policy closes."""
+        """Everyone who still waits when the worker ends."""
         for ticket in self._arrived:
             self._tickets[ticket.job] = ticket
+        self._arrived.clear()
+        self._queue.clear()
         return list(self._tickets.values())
 
     def _deliver(self, outcomes: Iterable[Outcome]) -> None:

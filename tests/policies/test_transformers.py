@@ -384,6 +384,26 @@ async def test_a_cancelled_turn_leaves_its_row_and_the_others_alone(model, codec
     await policy.close()
 
 
+async def test_releasing_a_session_ends_its_turn(policy, talk, head):
+    head(lambda logits: time.sleep(0.002))
+    turn = asyncio.create_task(talk(session="a").turn(policy, max_tokens=10_000))
+    await asyncio.sleep(0.1)
+    await policy.release("a")
+    with pytest.raises(RuntimeError, match="'a' was released"):
+        await asyncio.wait_for(turn, 20)
+
+
+async def test_memory_goes_back_when_no_session_is_left(policy, model, codec, talk, monkeypatch):
+    monkeypatch.setattr("agentvision.policies._rows._KEEP_BYTES", 0)
+    for session in ("a", "b"):
+        t = talk(session=session, images=[picture()])
+        await run(t, policy, 2)
+        assert_exact(model, codec, t)
+        await policy.release(session)
+        while policy._engine.is_large:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_failing_engine_fails_its_requests_and_goes_on(policy, model, codec, talk):
     def fail(module, inputs, logits):
         if policy.stats.decode_steps == 2:
