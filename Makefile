@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup demo test lint reproduce bench tiny clean help
+.PHONY: setup demo test lint types reproduce bench tiny clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,10 +30,14 @@ demo: setup  ## Train the tiny VisionThink recipe, evaluate it and write its rep
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: setup  ## Check style and types.
+lint: setup  ## Check style.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+
+types: setup  ## Check types, on the package as it is installed (type checkers do not follow package-dir).
+	rm -rf build/types
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
+	cd build/types && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python agentvision
 
 reproduce: setup  ## Train and evaluate every row of docs/results.md and write it (hours).
 	$(BIN)/python bench/reproduce.py

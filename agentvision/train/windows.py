@@ -7,6 +7,7 @@ library hands over whole sequences with their boundaries only to kernels whose n
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ def attend_by_windows(
     """Attention of (1, heads, S, size) within the chunks that `cu_seq_lens_q` bounds; returns (1, S, heads, size)."""
     bounds = cu_seq_lens_q.tolist()
     chunks: dict[int, list[int]] = {}
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if stop > start:
             chunks.setdefault(stop - start, []).append(start)
     mixed: list[Tensor] = []

@@ -20,7 +20,8 @@ SCRIPTED = str(Path(__file__).parents[1] / "scripted.py")
 def recipe(tmp_path: Path) -> str:
     path = tmp_path / "small.yaml"
     path.write_text(
-        f"name: small\nmodel: {{path: none}}\npolicy: {{backend: '{SCRIPTED}:make'}}\ndata: {{source: glyphs, options: {{columns: 5, rows: 3}}}}\n"
+        f"name: small\nmodel: {{path: none}}\npolicy: {{backend: '{SCRIPTED}:make'}}\n"
+        "data: {source: glyphs, options: {columns: 5, rows: 3}}\n"
         "env: {first_view: {scale: 0.5}, tools: [resize_image]}\nrewards: [accuracy]\n"
     )
     return str(path)

@@ -99,7 +99,9 @@ def test_filters_keep_the_most_likely_and_normalise(logits, top_k, top_p, draw):
         kept.append(i)
         mass += (probabilities[i] / total).item()
     setting = rows(1, top_p=top_p, top_k=top_k)
-    drawn = sample(torch.tensor([logits]) / 10, torch.zeros(len(logits)), torch.tensor([draw]).double(), setting)
+    drawn = sample(
+        torch.tensor([logits]) / 10, torch.zeros(len(logits)), torch.tensor([draw], dtype=torch.float64), setting
+    )
     edge = any(abs(s - top_p) < 1e-5 for s in torch.cumsum(probabilities[ranked] / total, 0).tolist())
     if not edge:
         assert drawn.ids.item() in kept
