@@ -32,7 +32,7 @@ def build_checkpoint(
 ) -> None:
     """Build the tiny model into the folder `out`; needs the extra `handwriting`.
 
-    The steps are those of the model that ships.
+    The defaults are a full build; fewer steps make a model that loads and cannot see.
     """
     import torch
     from transformers import GenerationConfig

@@ -1,6 +1,6 @@
 """Stage 1 of the tiny model: the vision tower alone learns to see, against a linear read-out.
 
-The mean of a cell's visual tokens (four in the original, one in the first view) must name, in the language model's own
+Each visual token of a cell (four in the original, one in the first view) must name, in the language model's own
 embeddings, what stands there: a shape or a card, its colour, large or small writing, and the characters where they are legible.
 Small writing is never asked for in the first view: there the tower learns that it is small, and nothing else.
 """
@@ -40,7 +40,7 @@ class SceneData(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Shares of cells read right: `large` and `small` are characters in views where they are legible."""
+    """Shares of tokens read right: `large` and `small` are characters in views where they are legible."""
 
     what: float
     colour: float
@@ -50,7 +50,7 @@ class Reading:
 
 
 class ReadOut(nn.Module):
-    """Words that a cell's feature (N, D) must name, by its product with their embeddings.
+    """Words that a token's feature (N, D) must name, by its product with their embeddings.
 
     The embeddings stay as they were drawn, and so does the rotation under which the second character is named, which tells
     it from the first. So what the tower says of a red card points the way the word " red" does, and the language model
@@ -72,8 +72,8 @@ class ReadOut(nn.Module):
         self.register_buffer("rotation", rotation)
         self.log_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, cells_ND: Tensor) -> tuple[Tensor, ...]:
-        said = cells_ND * self.log_scale.exp()
+    def forward(self, tokens_ND: Tensor) -> tuple[Tensor, ...]:
+        said = tokens_ND * self.log_scale.exp()
         second = said @ self.rotation
         return (
             said @ self.what.T,
@@ -101,18 +101,19 @@ def quarter(image: Image.Image) -> Image.Image:
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
 
 
-def cell_features(model: Any, images: Sequence[Image.Image], scenes: Sequence[Scene], processor: Any) -> Tensor:
-    """(cells of all images, D): the mean of each cell's visual tokens, for originals and first views alike."""
+def token_features(
+    model: Any, images: Sequence[Image.Image], scenes: Sequence[Scene], processor: Any
+) -> tuple[Tensor, Tensor]:
+    """Every visual token of the images, (tokens, D), and the cell that each stands in, counted over all scenes."""
     made = processor(images=list(images), return_tensors="pt")
-    features = model.model.get_image_features(
-        made["pixel_values"], made["image_grid_thw"], return_dict=True
-    ).pooler_output
-    cells = []
-    for feature_MD, image, scene in zip(features, images, scenes, strict=True):
+    found = model.model.get_image_features(made["pixel_values"], made["image_grid_thw"], return_dict=True)
+    cells, first = [], 0
+    for image, scene in zip(images, scenes, strict=True):
         side = image.width // scene.columns // _TOKEN_PX
-        grid = feature_MD.view(scene.rows, side, scene.columns, side, -1)
-        cells.append(grid.mean(dim=(1, 3)).flatten(0, 1))
-    return torch.cat(cells)
+        numbers = torch.arange(scene.columns * scene.rows).view(scene.rows, scene.columns) + first
+        cells.append(numbers.repeat_interleave(side, 0).repeat_interleave(side, 1).flatten())
+        first += numbers.numel()
+    return torch.cat(list(found.pooler_output)), torch.cat(cells)
 
 
 def train_reader(
@@ -137,7 +138,8 @@ def train_reader(
     for step in range(steps):
         images, scenes, targets = _draw(rng, data, batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16()):
-            features = cell_features(model, images, scenes, processor).float()
+            features, cells = token_features(model, images, scenes, processor)
+        features, targets = features.float(), targets[cells]
         outputs = readout(features)
         loss = _loss(outputs, targets) + _NORM_COST * features.square().sum(-1).mean()
         optimizer.zero_grad()
