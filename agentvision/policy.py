@@ -75,8 +75,11 @@ class Policy(Protocol):
     """Whether ids and log-probs are exactly what was sampled."""
     codec: Codec | None
     """The tokenizer's side (None: the policy deals in messages alone)."""
-    version: int
-    """Of the weights; grows by one with each sync."""
+
+    @property
+    def version(self) -> int:
+        """Of the weights; grows by one with each sync."""
+        ...
 
     async def complete(self, request: Request) -> Completion:
         """Complete one turn. Raises whatever it likes; the rollout records it as `StopReason.POLICY_ERROR`."""

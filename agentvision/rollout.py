@@ -170,8 +170,9 @@ async def run_episode(
     """Run one episode to its end. Never raises for what happens inside it; cancellation passes through."""
     episode = _Episode(sample, policy, store, sampling, limits, group or sample.id, rollout, tools)
     started = time.perf_counter()
+    clock = asyncio.timeout(limits.deadline_s)
     try:
-        async with asyncio.timeout(limits.deadline_s) as clock:
+        async with clock:
             await episode.run(env, seed_for(sampling.seed, "env"))
     except TimeoutError as error:
         if clock.expired():

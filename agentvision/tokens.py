@@ -146,10 +146,10 @@ class Codec:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         try:
-            options = {"revision": revision or "main"}
+            options: dict[str, Any] = {"revision": revision or "main"}
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
-            pixel_limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+            pixel_limits: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
             # The PIL processor by name: the automatic one wants torchvision.
             processor = Qwen2VLImageProcessorPil.from_pretrained(
                 path, **options, **{k: v for k, v in pixel_limits.items() if v is not None}

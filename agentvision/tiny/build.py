@@ -52,13 +52,13 @@ def build_checkpoint(
 
     worlds = [GlyphVQA(split="train", seed=seed), Handwriting(split="train", seed=seed)]
     tokenizer = build_tokenizer(prompts.fixed_lines(), corpus=prompts.corpus(worlds))
-    model = tiny_model(tiny_config(tokenizer), seed=seed)
+    model: Any = tiny_model(tiny_config(tokenizer), seed=seed)
     processor = Qwen2VLImageProcessorPil(
         patch_size=PATCH_PX,
         merge_size=MERGE,
         size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
     )
-    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    stop: Any = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=tokenizer.pad_token_id)
     train_reader(model, tokenizer, processor, worlds, steps=reader_steps, seed=seed, log=say)
     course = lessons.Lessons(

@@ -7,7 +7,7 @@ M-RoPE over time, height and width, tied embeddings); only the numbers are small
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -28,7 +28,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The model's configuration, with the tokenizer's ids."""
     from transformers import Qwen2_5_VLConfig
 
-    def token(text: str) -> int:
+    def token(text: str) -> Any:
         return tokenizer.convert_tokens_to_ids(text)
 
     text = {

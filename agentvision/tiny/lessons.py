@@ -22,7 +22,7 @@ from agentvision.data import glyphs, handwriting
 from agentvision.data.glyphs import LOOK
 from agentvision.positions import mrope_positions
 from agentvision.protocol import Protocol
-from agentvision.tiny.reader import SceneData, fast_bfloat16, quarter
+from agentvision.tiny.reader import SceneData, fast_bfloat16, picture, quarter
 from agentvision.tokens import Codec, sampled_mask, trainer_ids
 from agentvision.types import (
     Affine,
@@ -64,13 +64,13 @@ class Lessons:
     def draw(self, model: Any, rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
         """Pick pictures as (data set, index) and run the vision tower over both views of each."""
         picks = [(k % len(self.data), int(rng.integers(len(self.data[k % len(self.data)])))) for k in range(count)]
-        full = [self.data[d][i].images[0] for d, i in picks]
+        full = [picture(self.data[d][i]) for d, i in picks]
         self.features.clear()
         self.sizes.clear()
         for kind, shown in (("first", [quarter(p) for p in full]), ("full", full)):
-            for (d, i), picture, found in zip(picks, shown, self._see(model, shown), strict=True):
+            for (d, i), view, found in zip(picks, shown, self._see(model, shown), strict=True):
                 self.features[f"{d}-{i}-{kind}"] = found
-                self.sizes[f"{d}-{i}-{kind}"] = picture.size
+                self.sizes[f"{d}-{i}-{kind}"] = view.size
         return picks
 
     def _see(self, model: Any, pictures: Sequence[Image.Image]) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,12 @@ class ReadOut(nn.Module):
     need not learn a dictionary.
     """
 
+    what: Tensor
+    colour: Tensor
+    size: Tensor
+    characters: Tensor
+    rotation: Tensor
+
     def __init__(self, embedding: Tensor, tokenizer: Any, *, seed: int) -> None:
         super().__init__()
 
@@ -94,6 +100,11 @@ def labels(scene: Scene, *, first_view: bool) -> np.ndarray[Any, np.dtype[np.int
     for shape in scene.shapes:
         table[shape.cell, :2] = 1 + SHAPES.index(shape.kind), _COLOUR_NAMES.index(shape.colour)
     return table
+
+
+def picture(sample: Sample) -> Image.Image:
+    """The picture of a sample of the tiny world, which is always drawn already."""
+    return cast("Image.Image", sample.images[0])
 
 
 def quarter(image: Image.Image) -> Image.Image:
@@ -174,7 +185,7 @@ def _draw(
     for k in range(batch):
         source = data[k % len(data)]
         i = int(rng.integers(len(source)))
-        image, scene = source[i].images[0], source.scene(i)
+        image, scene = picture(source[i]), source.scene(i)
         first_view = bool(rng.random() < 0.5)
         images.append(quarter(image) if first_view else image)
         scenes.append(scene)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,9 +50,10 @@ def build_tokenizer(lines: list[str], *, corpus: Iterable[str] = ()) -> PreTrain
     )
     backend.train_from_iterator(words, trainer)
     learned = json.loads(backend.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
+    tokenizer: Any = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=4096,
