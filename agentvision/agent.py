@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from agentvision import build
 from agentvision.compute import VisionSpec
@@ -92,7 +92,7 @@ class Agent:
         self, image: ImageSource | Sequence[ImageSource], question: str, *, seed: int | None = None
     ) -> Answer:
         """Answer one question. Raises `ImageError` when an image cannot be read; all else is in the answer's `stop`."""
-        images = tuple(image) if isinstance(image, (list, tuple)) else (image,)
+        images = cast("tuple[ImageSource, ...]", tuple(image) if isinstance(image, (list, tuple)) else (image,))
         store = ImageStore()
         for source in images:
             store.load(source)  # an unreadable image is the caller's error, not an episode's outcome

@@ -71,7 +71,8 @@ class GlyphVQA:
                 f"code_length is {code_length!r}; large type has room for 1 to {MAX_CODE_LENGTH} characters"
             )
         world.check_grid(columns, rows)
-        self.split, self.seed, self.size = split, seed, _SIZES[split] if size is None else size
+        self.split: Split = split
+        self.seed, self.size = seed, _SIZES[split] if size is None else size
         self.hard_share, self.alphabet, self.code_length = hard_share, alphabet, code_length
         self.columns, self.rows = columns, rows
 

@@ -52,7 +52,8 @@ class Handwriting:
         if not 0 <= hard_share <= 1:
             raise DataError(f"hard_share is {hard_share!r}; it must lie between 0 and 1")
         world.check_grid(columns, rows)
-        self.split, self.seed, self.size = split, seed, _SIZES[split] if size is None else size
+        self.split: Split = split
+        self.seed, self.size = seed, _SIZES[split] if size is None else size
         self.hard_share, self.columns, self.rows = hard_share, columns, rows
         self._scans = scans(split)
 
@@ -103,7 +104,7 @@ def scans(split: Split) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]:
         raise DataError(
             "the data set 'handwriting' needs scikit-learn: pip install 'agentvision[handwriting]'"
         ) from None
-    data = load_digits()
+    data: Any = load_digits()
     images = (data.images * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
     chosen = order[:TEST_SCANS] if split == "test" else order[TEST_SCANS:]

@@ -72,4 +72,4 @@ def ask_about_shapes(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
-    return items[rng.integers(len(items))]
+    return items[int(rng.integers(len(items)))]

@@ -70,7 +70,8 @@ class Lockstep:
     def _go_if_all_wait(self) -> None:
         if not self._waiting or len(self._waiting) < self._live:
             return
-        batch = sorted(self._waiting, key=lambda entry: entry[0].session)
+        # An episode that was cancelled just now has not taken its request back yet.
+        batch = sorted((e for e in self._waiting if not e[1].done()), key=lambda entry: entry[0].session)
         self._waiting = []
         for (_, joined), completion in zip(batch, self._policy.submit([r for r, _ in batch]), strict=True):
             joined.set_result(completion)
