@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from agentvision.errors import ModelError
 from agentvision.policies._kv_pool import KVShape, KVWindow
 from agentvision.tokens import Pixels
+from agentvision.vision_tower import use_matrix_patches
 
 _LAYER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim", "scaling")
@@ -40,24 +41,10 @@ class Ragged:
     fresh: bool
 
 
-class _MatrixPatches(nn.Conv3d):
-    """A convolution that sees every patch alone is a matrix product, and several times faster as one."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input.flatten(1), self.weight.flatten(1), self.bias).view(len(input), -1, 1, 1, 1)
-
-
 def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with parameters of another type; buffers keep theirs, rotary frequencies want their precision."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
     return deepcopy(model, memo)
-
-
-def use_matrix_patches(model: nn.Module) -> None:
-    """Have the model's vision tower embed its patches by one matrix product; parameters and their names stay."""
-    for module in model.modules():
-        if type(module) is nn.Conv3d and module.kernel_size == module.stride and module.padding == (0, 0, 0):
-            module.__class__ = _MatrixPatches
 
 
 class Network:

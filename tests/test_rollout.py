@@ -197,13 +197,15 @@ async def test_a_group_shares_its_prompt_and_draws_its_own_seeds():
 
 
 async def test_groups_come_as_they_finish_and_no_more_run_than_allowed():
+    others_done = asyncio.Event()
+
     class Uneven(Script):
         running = most = 0
 
         async def complete(self, request):
             Uneven.running += 1
             Uneven.most = max(Uneven.most, Uneven.running)
-            await asyncio.sleep(0.05 if request.group == "0" else 0.001)
+            await (others_done.wait() if request.group == "0" else asyncio.sleep(0))
             Uneven.running -= 1
             return Completion("K7")
 
@@ -213,6 +215,8 @@ async def test_groups_come_as_they_finish_and_no_more_run_than_allowed():
         samples, size=2, make_env=Env, policy=Uneven(), store=ImageStore(), sampling=SamplingParams(), in_flight=2
     ):
         names.append(group.sample.id)
+        if len(names) == len(samples) - 1:
+            others_done.set()
     assert sorted(names) == list("012345")
     assert names[-1] == "0"
     assert Uneven.most <= 4

@@ -44,6 +44,7 @@ def build_checkpoint(
     from agentvision.tiny.reader import train_reader
     from agentvision.tiny.tokenizer import build_tokenizer
     from agentvision.tokens import Codec
+    from agentvision.vision_tower import use_matrix_patches, use_window_batches
 
     start = time.monotonic()
 
@@ -53,6 +54,8 @@ def build_checkpoint(
     worlds = [GlyphVQA(split="train", seed=seed), Handwriting(split="train", seed=seed)]
     tokenizer = build_tokenizer(prompts.fixed_lines(), corpus=prompts.corpus(worlds))
     model: Any = tiny_model(tiny_config(tokenizer), seed=seed)
+    use_matrix_patches(model)
+    use_window_batches(model)
     processor = Qwen2VLImageProcessorPil(
         patch_size=PATCH_PX,
         merge_size=MERGE,

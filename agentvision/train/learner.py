@@ -22,7 +22,7 @@ from agentvision.train.export import save_model
 from agentvision.train.forward import SampledTokens
 from agentvision.train.optimizer import make_optimizer
 from agentvision.train.update import Updater, freeze, make_reference
-from agentvision.train.windows import use_window_batches
+from agentvision.vision_tower import use_window_batches
 
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 

@@ -1,6 +1,8 @@
-"""Attention of a vision tower, all windows of one size in one call.
+"""A Qwen vision tower made several times as fast on a CPU, its weights and their names untouched.
 
-Qwen2.5-VL's tower attends within windows and within images, and transformers' scaled-dot-product path calls the kernel
+Patches: a convolution that sees every patch alone is written as the matrix product it is.
+
+Windows: Qwen2.5-VL's tower attends within windows and within images, and transformers' scaled-dot-product path calls the kernel
 once for each: hundreds of tiny calls a batch. Here windows of equal length are stacked and attended to together. The
 library hands over whole sequences with their boundaries only to kernels whose name holds "flash", hence the name.
 """
@@ -12,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 NAME = "flash_windows_by_sdpa"
 
@@ -56,3 +58,17 @@ def use_window_batches(model: nn.Module) -> None:
         return
     AttentionInterface.register(NAME, attend_by_windows)
     visual.config._attn_implementation = NAME
+
+
+class _MatrixPatches(nn.Conv3d):
+    """A convolution whose kernel is as large as its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input.flatten(1), self.weight.flatten(1), self.bias).view(len(input), -1, 1, 1, 1)
+
+
+def use_matrix_patches(model: nn.Module) -> None:
+    """Have the model's vision tower embed its patches by one matrix product; parameters and their names stay."""
+    for module in model.modules():
+        if type(module) is nn.Conv3d and module.kernel_size == module.stride and module.padding == (0, 0, 0):
+            module.__class__ = _MatrixPatches

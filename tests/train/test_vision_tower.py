@@ -1,7 +1,7 @@
 import torch
 
 from agentvision.train.forward import image_features
-from agentvision.train.windows import NAME, use_window_batches
+from agentvision.vision_tower import NAME, use_window_batches
 
 from .conftest import pixels, tiny_model
 
