@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def build_tools(recipe: Recipe) -> list[Tool]:
             raise PluginError(
                 f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}"
             )
-        tools += tools_of(found)
+        tools += (
+            tool if tool.timeout_s is not None else replace(tool, timeout_s=recipe.env.tool_timeout_s)
+            for tool in tools_of(found)
+        )
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:

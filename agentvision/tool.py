@@ -114,12 +114,13 @@ class Tool:
     """A callable that the model may use. Made by `@tool`; call it through `call_tool`, or directly in tests.
 
     `schema` is an OpenAI function schema, compact and the same in every process. Variants are made with
-    `dataclasses.replace(tool, name=…, timeout_s=…)`. In a class, `@tool` on a method gives each instance its own tools.
+    `dataclasses.replace(tool, name=…, timeout_s=…)`; without a `timeout_s` a call may take what the recipe says, or
+    `TIMEOUT_S`. In a class, `@tool` on a method gives each instance its own tools.
     """
 
     name: str
     description: str
-    timeout_s: float
+    timeout_s: float | None
     function: Callable[..., Any] = field(repr=False)
     arguments: Arguments = field(repr=False)
 
@@ -137,7 +138,8 @@ class Tool:
         values = self.arguments.validate(arguments)
         called = partial(self.function, ctx, **values)
         run = run_async if inspect.iscoroutinefunction(self.function) else run_blocking
-        result = await run(called, name=f"The tool {self.name}", timeout_s=self.timeout_s)
+        limit_s = TIMEOUT_S if self.timeout_s is None else self.timeout_s
+        result = await run(called, name=f"The tool {self.name}", timeout_s=limit_s)
         return _checked(result, ctx)
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
@@ -151,9 +153,9 @@ class RubbishResult(Exception):
 @overload
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
-def tool(*, name: str | None = None, timeout_s: float = TIMEOUT_S) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(*, name: str | None = None, timeout_s: float | None = None) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float = TIMEOUT_S
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float | None = None
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function, `async` or not. Its docstring is what the model reads.
 
@@ -166,9 +168,9 @@ def tool(
     return _make(function, name=name, timeout_s=timeout_s)
 
 
-def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float) -> Tool:
+def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float | None) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
-    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+    if timeout_s is not None and not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise PluginError(f"tool {name!r}: timeout_s must be a positive number of seconds, not {timeout_s!r}")
     arguments = Arguments(function, name, context=ToolContext)
     return Tool(name, arguments.description, timeout_s, function, arguments)

@@ -1,4 +1,4 @@
-"""Rebuild the tiny model from nothing: tokenizer, fresh weights, reading, lessons, episodes, a plain Hugging Face folder.
+"""Rebuild the tiny model from nothing: tokenizer, fresh weights, reading, lessons, a plain Hugging Face folder.
 
 `python -m agentvision.tiny OUT` does it, the same from the same seed on the same machine; scores, not bits, are what is the
 same on another. Weights are stored in bfloat16 and loaded in float32.
@@ -13,9 +13,8 @@ from typing import Any
 
 from agentvision.tiny.config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, tiny_config, tiny_model
 
-READER_STEPS = 500
-LESSON_STEPS = 400
-EPISODE_STEPS = 150
+READER_STEPS = 1000
+EASY_LESSON_STEPS, LESSON_STEPS = 300, 1000
 
 GUESSABLE: dict[str, Any] = {"alphabet": "47", "code_length": 1}
 """Settings of GlyphVQA in which every other guess is right."""
@@ -27,7 +26,7 @@ def build_checkpoint(
     seed: int = 0,
     reader_steps: int = READER_STEPS,
     lesson_steps: int = LESSON_STEPS,
-    episode_steps: int = EPISODE_STEPS,
+    easy_lesson_steps: int = EASY_LESSON_STEPS,
     log: Callable[[str], None] = print,
 ) -> None:
     """Build the tiny model into the folder `out`; needs the extra `handwriting`.
@@ -69,8 +68,7 @@ def build_checkpoint(
         [*worlds, GlyphVQA(split="train", seed=seed + 6, **GUESSABLE)],
         prompts.offered_tools(),
     )
-    lessons.train_lessons(model, course, steps=lesson_steps, whole=True, seed=seed, log=say)
-    lessons.train_lessons(model, course, steps=episode_steps, whole=False, batch=64, lr=1e-3, seed=seed, log=say)
+    lessons.train_lessons(model, course, steps=lesson_steps, easy_steps=easy_lesson_steps, seed=seed, log=say)
     model.to(torch.bfloat16)
     for part in (model, tokenizer, processor):
         part.save_pretrained(out)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agentvision import build
-from agentvision.data.glyphs import LOOK
+from agentvision.data.questions import LOOK
 from agentvision.protocol import Protocol
 from agentvision.recipe import load_recipe
 from agentvision.tiny.reader import SceneData
@@ -35,6 +35,6 @@ def corpus(data: Sequence[SceneData], *, samples: int = 500) -> Iterator[str]:
     for source in data:
         for i in range(samples):
             sample = source[i]
-            sees = sample.meta["sees"]
-            yield from ("system\nuser\nassistant\n", sample.question, sees, "clear " + sees.split(" ")[-1])
+            yield from ("system\nuser\nassistant\n", sample.question)
+            yield from (f" {sample.meta[view]}" for view in ("sees", "clear"))
             yield str(sample.answer)

@@ -67,11 +67,14 @@ class ReadOut(nn.Module):
         super().__init__()
 
         def words(texts: Sequence[str]) -> Tensor:
-            return torch.stack([embedding[tokenizer(text).input_ids[-1]] for text in texts])
+            ids = [tokenizer(text).input_ids for text in texts]
+            if any(len(pieces) > 1 for pieces in ids):
+                raise ValueError(f"not every one of {texts!r} is a single token")
+            return torch.stack([embedding[pieces[0]] for pieces in ids])
 
         self.register_buffer("what", words([" card", *(f" {shape}" for shape in SHAPES)]))
         self.register_buffer("colour", words([f" {colour}" for colour in COLOURS]))
-        self.register_buffer("size", words(["small", "large"]))
+        self.register_buffer("size", words([" small", " large"]))
         self.register_buffer("characters", words(CHARACTERS))
         side = embedding.shape[1]
         rotation = torch.linalg.qr(torch.randn(side, side, generator=torch.Generator().manual_seed(seed)))[0]

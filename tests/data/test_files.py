@@ -247,7 +247,8 @@ def visionthink_rows() -> list[dict[str, Any]]:
 @pytest.fixture(params=["saved", "saved splits", "parquet", "arrow", "folder of arrow"])
 def visionthink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The data set's schema in each layout that it is found in."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = datasets.Dataset.from_list(visionthink_rows())
     folder = tmp_path / "set"
@@ -284,7 +285,8 @@ def test_the_visionthink_schema_is_read_in_every_layout(visionthink: Path) -> No
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["image feature", "plain struct"])
 def test_lists_of_pictures(tmp_path: Path, decoded: bool) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pictures = [{"bytes": png(colour), "path": None} for colour in ("red", "lime")]
     rows = [
         {"question": "two", "answer": "a", "images": pictures},
@@ -307,7 +309,8 @@ def test_lists_of_pictures(tmp_path: Path, decoded: bool) -> None:
 
 
 def test_a_selection_of_a_data_set_keeps_its_order(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     data = datasets.Dataset.from_list([{"question": str(i), "answer": "a"} for i in range(2500)]).shuffle(seed=1)
     data.save_to_disk(tmp_path / "set")
     rows = files(path=str(tmp_path / "set"), fields=Fields(images=()))
@@ -316,14 +319,14 @@ def test_a_selection_of_a_data_set_keeps_its_order(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_lists_those_there_are(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     datasets.DatasetDict({"train": datasets.Dataset.from_list(visionthink_rows())}).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match=r"has no split 'test'\. Known: train"):
         files(path=str(tmp_path / "set"), split="test", fields=VISIONTHINK)
 
 
 def test_a_data_set_that_the_hub_does_not_give_is_one_clear_error() -> None:
-    pytest.importorskip("datasets")
     with pytest.raises(DataError, match=r"'nobody/nothing' cannot be read \(\w+\): ") as caught:
         hub(path="nobody/nothing")
     assert "\n" not in str(caught.value)

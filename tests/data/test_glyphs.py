@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from agentvision.data.glyphs import ALPHABET, LOOK, GlyphVQA, demonstration
+from agentvision.data.glyphs import ALPHABET, GlyphVQA
+from agentvision.data.questions import LOOK
 from agentvision.data.scene import COLOURS, SHAPES
 from agentvision.errors import DataError
 from agentvision.protocol import Protocol
@@ -115,20 +116,27 @@ def test_an_index_past_the_end_ends_iteration():
 
 
 def test_demonstrations_are_in_the_grammar(samples):
-    protocol = Protocol()
+    protocol, data = Protocol(), GlyphVQA(split="test", seed=3)
     for s in samples[:50]:
-        look = [protocol.parse(text) for text in demonstration(s, look=True)]
-        (direct,) = [protocol.parse(text) for text in demonstration(s, look=False)]
+        look = [protocol.parse(text) for text in data.demonstration(s, look=True)]
+        (direct,) = [protocol.parse(text) for text in data.demonstration(s, look=False)]
         assert all(turn.problem is None for turn in (*look, direct))
         assert look[0].call.name == "resize_image" and look[1].answer == s.answer
-        assert look[0].think == direct.think == s.meta["sees"]
-        assert LOOK in demonstration(s, look=True)[0]
+        assert look[0].think == direct.think == s.meta["sees"] and look[1].think == s.meta["clear"]
+        assert LOOK in data.demonstration(s, look=True)[0]
+
+
+def test_a_thought_tells_what_can_be_read_and_no_more(samples):
+    for s in samples:
+        told = s.meta["sees"].split(" ")[-1]
+        assert (told == "small") == s.meta["needs_original"]
+        assert s.answer in s.meta["clear"].split(" ")[-1]
 
 
 def test_a_direct_demonstration_of_a_hard_question_is_a_guess(samples):
-    protocol = Protocol()
+    protocol, data = Protocol(), GlyphVQA(split="test", seed=3)
     hard = [s for s in samples if s.meta["needs_original"]]
-    right = [protocol.parse(demonstration(s, look=False)[0]).answer == s.answer for s in hard]
+    right = [protocol.parse(data.demonstration(s, look=False)[0]).answer == s.answer for s in hard]
     assert np.mean(right) < 0.1
     easy = [s for s in samples if not s.meta["needs_original"]]
-    assert all(protocol.parse(demonstration(s, look=False)[0]).answer == s.answer for s in easy)
+    assert all(protocol.parse(data.demonstration(s, look=False)[0]).answer == s.answer for s in easy)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agentvision import build
-from agentvision.data.glyphs import ALPHABET, GlyphVQA, demonstration
+from agentvision.data.glyphs import ALPHABET, GlyphVQA
 from agentvision.images import ImageStore
 from agentvision.protocol import Protocol
 from agentvision.recipe import load_recipe
@@ -97,16 +97,18 @@ def _ledger(policy, sample, turns):
 
 
 def test_an_episode_takes_tens_of_tokens(policy):
-    sample = GlyphVQA(split="test")[0]
-    direct = _ledger(policy, sample, demonstration(sample, look=False))
-    looked = _ledger(policy, sample, demonstration(sample, look=True))
+    data = GlyphVQA(split="test")
+    sample = data[0]
+    direct = _ledger(policy, sample, data.demonstration(sample, look=False))
+    looked = _ledger(policy, sample, data.demonstration(sample, look=True))
     assert token_count(direct.segments) < 60 and token_count(looked.segments) < 110
     assert [view.tokens for view in looked.views] == [6, 24]
 
 
 def test_a_demonstration_is_in_the_protocol(policy):
-    sample = GlyphVQA(split="test")[1]
+    data = GlyphVQA(split="test")
+    sample = data[1]
     for look in (False, True):
-        trajectory = _ledger(policy, sample, demonstration(sample, look=look))
+        trajectory = _ledger(policy, sample, data.demonstration(sample, look=look))
         assert trajectory.looked_closer == look
         assert all(Protocol().parse(turn.text).problem is None for turn in trajectory.turns)

@@ -15,7 +15,7 @@ from agentvision.tracking import read_events, read_metrics
 
 REWARDS = """
 import os, signal
-from agentvision.data.glyphs import GlyphVQA, demonstration
+from agentvision.data.glyphs import GlyphVQA
 from agentvision.rewards import reward
 from agentvision.types import Score
 
@@ -38,10 +38,6 @@ def letters_and_signal(trajectory):
     if left == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
-
-class Demonstrated(GlyphVQA):
-    def demonstration(self, sample, *, look, seed=0):
-        return demonstration(sample, look=look, seed=seed)
 """
 
 RECIPE = """
@@ -205,7 +201,7 @@ def test_groups_without_a_signal_move_no_weight(recipe, tmp_path):
 
 
 def test_a_warm_start_is_where_the_run_and_its_reference_begin(recipe, tmp_path):
-    own = ("data.source=./rewards.py:Demonstrated", "algorithm.kl.coef=0.01", "warm_start={steps: 3, batch_size: 4}")
+    own = ("algorithm.kl.coef=0.01", "warm_start={steps: 3, batch_size: 4}")
     train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
     out = tmp_path / "run"
     (row,) = read_metrics(out)

@@ -1,6 +1,7 @@
 import pytest
 
-from agentvision.data.glyphs import LOOK, GlyphVQA
+from agentvision.data.glyphs import GlyphVQA
+from agentvision.data.questions import LOOK
 from agentvision.env import FirstView, VisionEnv
 from agentvision.errors import DataError
 from agentvision.images import ImageStore
