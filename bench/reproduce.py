@@ -29,12 +29,15 @@ SEEDS = (0, 1, 2)
 QUESTIONS = 500
 EVAL_SEED = 1000
 THETAS = (0.15, 0.2, 0.25, 0.3)
-RARE = (
-    "data.options.hard_share=0.1",
-    'data.options.alphabet="47"',
-    "data.options.code_length=1",
-)
-"""The regime in which penalising every call collapses: hard questions are rare and their answers can be guessed."""
+RULES = ("paper", "all")
+PRICES = (0.1, 0.5, 1.0)
+DEAR = 1.0
+"""A price at which the two rules part: no look is worth it by itself. Repeated with all seeds."""
+WORLDS: dict[str, tuple[str, ...]] = {
+    "common": (),
+    "rare": ("data.options.hard_share=0.1", 'data.options.alphabet="47"', "data.options.code_length=1"),
+}
+"""Where the rules are compared: hard questions common and hopeless to guess, or rare (1 in 10) and guessed every other time."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,24 @@ def runs() -> Iterator[Run]:
     for theta in THETAS:
         yield Run(f"theta-{theta}", "visionthink", 0, (f"rewards.ratio_penalty.threshold={theta}",))
     for seed in SEEDS:
-        yield Run("rare-paper", "visionthink", seed, RARE)
-        yield Run("rare-all", "penalty-all", seed, RARE)
-    for seed in SEEDS:
         yield Run("penalty-all", "penalty-all", seed)
+    for world, settings in WORLDS.items():
+        for price in PRICES:
+            for rule in RULES:
+                yield Run(f"{world}-{price}-{rule}", "visionthink", 0, (*settings, *penalty(rule, price)))
+    for rule in RULES:
+        for seed in SEEDS[1:]:
+            yield Run(f"common-{DEAR}-{rule}", "visionthink", seed, penalty(rule, DEAR))
+    for seed in SEEDS:
         yield Run("handwriting", "visionthink", seed, ("data.source=handwriting",))
     yield Run("qwen-rl-quarter", "qwen-rl-quarter", 0)
     yield Run("visionthink-general", "visionthink-general", 0)
     yield Run("vanilla", "vanilla", 0)
     yield Run("down-sample", "down-sample", 0)
+
+
+def penalty(rule: str, price: float) -> tuple[str, ...]:
+    return f"rewards.ratio_penalty.rule={rule}", f"rewards.ratio_penalty.amount={price}"
 
 
 UNTRAINED = ("vanilla", "down-sample")
@@ -138,7 +150,13 @@ ROWS = (
     ("down-sample", "down-sample (warm start, quarter)"),
     ("handwriting", "visionthink on `handwriting` (real scans)"),
 )
-REGIME = (("rare-paper", "rule `paper`"), ("rare-all", "rule `all`"))
+_WORLD_NAMES = {"common": "half are hard", "rare": "1 in 10 is hard, and guessable"}
+REGIME = tuple(
+    (f"{world}-{price}-{rule}", f"{name}; −{price} by rule `{rule}`")
+    for world, name in _WORLD_NAMES.items()
+    for price in PRICES
+    for rule in RULES
+)
 
 
 def main_table(out: Path, rows: Sequence[tuple[str, str]] = ROWS) -> str:

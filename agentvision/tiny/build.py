@@ -11,13 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agentvision.data.glyphs import GlyphVQA
+from agentvision.data.handwriting import Handwriting
+from agentvision.data.questions import SceneQuestions
 from agentvision.tiny.config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, tiny_config, tiny_model
 
 READER_STEPS = 1000
-EASY_LESSON_STEPS, LESSON_STEPS = 300, 1000
+EASY_LESSON_STEPS, LESSON_STEPS = 400, 2400
 
 GUESSABLE: dict[str, Any] = {"alphabet": "47", "code_length": 1}
 """Settings of GlyphVQA in which every other guess is right."""
+
+
+def lesson_worlds(seed: int) -> list[SceneQuestions]:
+    """What lessons are about: mostly GlyphVQA, a sixth scans and a sixth questions that can be guessed."""
+    settings: list[dict[str, Any] | None] = [{}, {}, None, {}, GUESSABLE, {}]
+    return [
+        Handwriting(split="train", seed=seed + k) if given is None else GlyphVQA(split="train", seed=seed + k, **given)
+        for k, given in enumerate(settings)
+    ]
 
 
 def build_checkpoint(
@@ -37,8 +49,6 @@ def build_checkpoint(
     from transformers import GenerationConfig
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from agentvision.data.glyphs import GlyphVQA
-    from agentvision.data.handwriting import Handwriting
     from agentvision.tiny import lessons, prompts
     from agentvision.tiny.reader import train_reader
     from agentvision.tiny.tokenizer import build_tokenizer
@@ -65,7 +75,7 @@ def build_checkpoint(
     train_reader(model, tokenizer, processor, worlds, steps=reader_steps, seed=seed, log=say)
     course = lessons.Lessons(
         Codec(tokenizer, processor, vocab_size=len(tokenizer), stop_ids=[stop]),
-        [*worlds, GlyphVQA(split="train", seed=seed + 6, **GUESSABLE)],
+        lesson_worlds(seed),
         prompts.offered_tools(),
     )
     lessons.train_lessons(model, course, steps=lesson_steps, easy_steps=easy_lesson_steps, seed=seed, log=say)
