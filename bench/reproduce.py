@@ -30,14 +30,11 @@ QUESTIONS = 500
 EVAL_SEED = 1000
 THETAS = (0.15, 0.2, 0.25, 0.3)
 RULES = ("paper", "all")
-PRICES = (0.1, 0.5, 1.0)
+PRICES = (0.1, 1.0)
 DEAR = 1.0
-"""A price at which the two rules part: no look is worth it by itself. Repeated with all seeds."""
-WORLDS: dict[str, tuple[str, ...]] = {
-    "common": (),
-    "rare": ("data.options.hard_share=0.1", 'data.options.alphabet="47"', "data.options.code_length=1"),
-}
-"""Where the rules are compared: hard questions common and hopeless to guess, or rare (1 in 10) and guessed every other time."""
+"""A price at which no look is worth it by itself."""
+RARE = ("data.options.hard_share=0.1", 'data.options.alphabet="47"', "data.options.code_length=1")
+"""A world in which one question in ten is hard, and every other guess is right."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Run:
     recipe: str
     seed: int
     overrides: tuple[str, ...] = ()
+    questions: int = QUESTIONS
 
     @property
     def name(self) -> str:
@@ -55,27 +53,29 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
+    """All runs: the table's with three seeds, then the sweeps, shorter and with fewer questions."""
     for seed in SEEDS:
         yield Run("visionthink", "visionthink", seed)
         yield Run("penalty-none", "penalty-none", seed)
         yield Run("qwen-rl", "qwen-rl", seed)
-    for theta in THETAS:
-        yield Run(f"theta-{theta}", "visionthink", 0, (f"rewards.ratio_penalty.threshold={theta}",))
+    for rule in RULES:
+        yield sweep(f"common-{DEAR}-{rule}", *penalty(rule, DEAR))
     for seed in SEEDS:
         yield Run("penalty-all", "penalty-all", seed)
-    for world, settings in WORLDS.items():
-        for price in PRICES:
-            for rule in RULES:
-                yield Run(f"{world}-{price}-{rule}", "visionthink", 0, (*settings, *penalty(rule, price)))
-    for rule in RULES:
-        for seed in SEEDS[1:]:
-            yield Run(f"common-{DEAR}-{rule}", "visionthink", seed, penalty(rule, DEAR))
-    for seed in SEEDS:
-        yield Run("handwriting", "visionthink", seed, ("data.source=handwriting",))
-    yield Run("qwen-rl-quarter", "qwen-rl-quarter", 0)
-    yield Run("visionthink-general", "visionthink-general", 0)
-    yield Run("vanilla", "vanilla", 0)
-    yield Run("down-sample", "down-sample", 0)
+    for row in ("vanilla", "down-sample"):
+        yield Run(row, row, 0)
+    for theta in THETAS:
+        yield sweep(f"theta-{theta}", f"rewards.ratio_penalty.threshold={theta}")
+    for price in PRICES:
+        for rule in RULES:
+            yield sweep(f"rare-{price}-{rule}", *RARE, *penalty(rule, price))
+    yield Run("handwriting", "visionthink", 0, ("data.source=handwriting",))
+    for row in ("qwen-rl-quarter", "visionthink-general"):
+        yield Run(row, row, 0)
+
+
+def sweep(row: str, *overrides: str) -> Run:
+    return Run(row, "visionthink", 0, ("trainer.steps=40", *overrides), questions=200)
 
 
 def penalty(rule: str, price: float) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def execute(run: Run, out: Path) -> None:
         return
     started = time.perf_counter()
     common = [run.recipe, "--profile", "tiny", "--out", str(folder)]
-    settings = [f"seed={run.seed}", *run.overrides]
+    settings = [f"seed={run.seed}", "trainer.eval_every=0", *run.overrides]
     model: list[str] = []
     if run.row not in UNTRAINED:
         resume = ["--resume"] if (folder / "checkpoints").exists() else []
@@ -100,7 +100,15 @@ def execute(run: Run, out: Path) -> None:
             call("train", *common, *resume, *settings, log=out / f"{run.name}.log")
         model = ["--model", str(folder / "export")]
     call(
-        "eval", *common, *model, "--n", str(QUESTIONS), "--seed", str(EVAL_SEED), *settings, log=out / f"{run.name}.log"
+        "eval",
+        *common,
+        *model,
+        "--n",
+        str(run.questions),
+        "--seed",
+        str(EVAL_SEED),
+        *settings,
+        log=out / f"{run.name}.log",
     )
     print(f"{run.name}: {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -150,12 +158,15 @@ ROWS = (
     ("down-sample", "down-sample (warm start, quarter)"),
     ("handwriting", "visionthink on `handwriting` (real scans)"),
 )
-_WORLD_NAMES = {"common": "half are hard", "rare": "1 in 10 is hard, and guessable"}
-REGIME = tuple(
-    (f"{world}-{price}-{rule}", f"{name}; −{price} by rule `{rule}`")
-    for world, name in _WORLD_NAMES.items()
-    for price in PRICES
-    for rule in RULES
+REGIME = (
+    ("visionthink", "half are hard; −0.1 by rule `paper`"),
+    ("penalty-all", "half are hard; −0.1 by rule `all`"),
+    *((f"common-{DEAR}-{rule}", f"half are hard; −{DEAR} by rule `{rule}`") for rule in RULES),
+    *(
+        (f"rare-{price}-{rule}", f"1 in 10 is hard, and guessable; −{price} by rule `{rule}`")
+        for price in PRICES
+        for rule in RULES
+    ),
 )
 
 
