@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agentvision.tool import Tool as Tool
     from agentvision.tool import ToolContext as ToolContext
     from agentvision.tool import ToolResult as ToolResult
+    from agentvision.tool import ViewId as ViewId
     from agentvision.tool import tool as tool
     from agentvision.train import train as train
     from agentvision.types import Box as Box
@@ -51,6 +52,7 @@ _HOMES = {
     "ToolResult": "tool",
     "ToolRetry": "errors",
     "Trajectory": "types",
+    "ViewId": "tool",
     "VisionEnv": "env",
     "evaluate": "evaluate",
     "load_recipe": "recipe",

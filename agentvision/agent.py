@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agentvision import build
 from agentvision.compute import VisionSpec
+from agentvision.errors import RecipeError
 from agentvision.images import ImageStore
 from agentvision.policy import Policy, SamplingParams
 from agentvision.recipe import Recipe, load_recipe
@@ -75,7 +76,10 @@ class Agent:
         `recipe` is a name, a path or a loaded recipe; `model` is a folder or hub id in place of the recipe's; `policy` and
         `tools` replace the recipe's own. Turns are sampled at the recipe's evaluation temperature.
         """
-        if not isinstance(recipe, Recipe):
+        if isinstance(recipe, Recipe):
+            if profile is not None or overrides:
+                raise RecipeError("a recipe that is loaded takes no profile or overrides; give them to load_recipe")
+        else:
             recipe = load_recipe(recipe, profile=profile, overrides=overrides)
         policy = build.build_policy(recipe, model=model) if policy is None else policy
         tools = build.build_tools(recipe) if tools is None else list(tools)

@@ -130,7 +130,7 @@ def _parse_think(text: str) -> ParsedTurn:
     if f"</{name}>" not in rest:
         return problem(ParseProblem.UNCLOSED, f"<{name}>", think)
     inner = rest.removeprefix(f"<{name}>").removesuffix(f"</{name}>")
-    if len(inner) != len(rest) - 2 * len(name) - 5 or any(tag in inner for tag in _TAGS):
+    if rest != f"<{name}>{inner}</{name}>" or any(tag in inner for tag in _TAGS):
         return problem(ParseProblem.STRAY_TEXT, think=think)
     if name == "answer":
         inner = inner.strip()

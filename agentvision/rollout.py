@@ -182,8 +182,11 @@ async def run_episode(
     except Exception as error:
         episode.stop, episode.error = episode.blame, _describe(error)
     finally:
-        await policy.release(f"{episode.group}/{rollout}")
-        await env.close()
+        for put_away in (lambda: policy.release(f"{episode.group}/{rollout}"), env.close):
+            try:
+                await put_away()
+            except Exception as error:
+                episode.error = episode.error or _describe(error)
     return episode.finish(time.perf_counter() - started)
 
 
@@ -204,14 +207,14 @@ async def run_group(
     group: str = "",
     tools: Sequence[Mapping[str, object]] = (),
 ) -> Group:
-    """The `size` episodes of one sample, side by side, each with its own seed."""
+    """The `size` episodes of one sample, side by side, each with a seed of its own, made of the group's name."""
     episodes = [
         run_episode(
             sample,
             env=make_env(),
             policy=policy,
             store=store,
-            sampling=replace(sampling, seed=seed_for(sampling.seed, sample.id, k)),
+            sampling=replace(sampling, seed=seed_for(sampling.seed, group or sample.id, k)),
             limits=limits,
             group=group or sample.id,
             rollout=k,
@@ -219,7 +222,8 @@ async def run_group(
         )
         for k in range(size)
     ]
-    return Group(replace(sample, images=()), tuple(await asyncio.gather(*episodes)))
+    trajectories = tuple(await asyncio.gather(*episodes))
+    return Group(replace(sample, images=()), trajectories, name=group or sample.id)
 
 
 async def rollout_groups(

@@ -267,7 +267,12 @@ def _checked(result: object, ctx: ToolContext) -> ToolResult:
             raise RubbishResult(f"ToolResult.images holds {type(new).__name__}; make views with ctx.look or ctx.show")
         if ctx.vision.fit(new.image.size) != new.image.size or new.original not in ctx.store:
             raise RubbishResult(f"a view of {new.image.size} is not one of ctx.look or ctx.show")
-        new.transform.inverse()
+        try:
+            new.transform.inverse()
+        except ValueError as error:
+            raise RubbishResult(
+                f"a view's transform cannot be undone: {error}; make views with ctx.look or ctx.show"
+            ) from None
     return ToolResult(_clean(result.text), tuple(result.images))
 
 

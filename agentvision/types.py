@@ -374,6 +374,8 @@ class Group:
 
     sample: Sample
     trajectories: tuple[Trajectory, ...]
+    name: str = ""
+    """Unique among the groups of a step, in which a sample may be drawn twice."""
 
     @property
     def rewards_G(self) -> Sequence[float | None]:

@@ -58,8 +58,9 @@ def runs() -> Iterator[Run]:
         yield Run("visionthink", "visionthink", seed)
         yield Run("penalty-none", "penalty-none", seed)
         yield Run("qwen-rl", "qwen-rl", seed)
-    for rule in RULES:
-        yield sweep(f"common-{DEAR}-{rule}", *penalty(rule, DEAR))
+    for seed in SEEDS:
+        for rule in RULES:
+            yield sweep(f"common-{DEAR}-{rule}", *penalty(rule, DEAR), seed=seed)
     for seed in SEEDS:
         yield Run("penalty-all", "penalty-all", seed)
     for row in ("vanilla", "down-sample"):
@@ -74,8 +75,8 @@ def runs() -> Iterator[Run]:
         yield Run(row, row, 0)
 
 
-def sweep(row: str, *overrides: str) -> Run:
-    return Run(row, "visionthink", 0, ("trainer.steps=40", *overrides), questions=200)
+def sweep(row: str, *overrides: str, seed: int = 0) -> Run:
+    return Run(row, "visionthink", seed, ("trainer.steps=40", *overrides), questions=200)
 
 
 def penalty(rule: str, price: float) -> tuple[str, ...]:
@@ -185,6 +186,18 @@ def main_table(out: Path, rows: Sequence[tuple[str, str]] = ROWS) -> str:
     return "\n".join(lines)
 
 
+def warm_start_table(out: Path) -> str:
+    lines = ["| recipe | sees | accuracy, large type and shapes | accuracy, small type |", "|---|---|---|---|"]
+    for row, sees in (("down-sample", "a quarter of the tokens"), ("vanilla", "the original")):
+        for r in results_of(row, out):
+            cells = []
+            for part in ("accuracy_easy", "accuracy_hard"):
+                low, high = r[f"{part}_ci"]
+                cells.append(f"{r[part]:.3f} ({low:.3f}–{high:.3f})")
+            lines.append(f"| `{row}` | {sees} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ratio_line(out: Path) -> str:
     learned, always = results_of("visionthink", out), results_of("qwen-rl", out)
     called = results_of("penalty-none", out)
@@ -212,6 +225,7 @@ def theta_table(out: Path) -> str:
 def write_page(out: Path) -> None:
     """Tables and pictures from whatever runs are there."""
     write_section("reproduce", "\n\n".join(filter(None, [main_table(out), ratio_line(out)])))
+    write_section("warm-start", warm_start_table(out))
     write_section("regime", main_table(out, REGIME))
     write_section("theta", theta_table(out))
     docs = PAGE.parent

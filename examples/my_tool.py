@@ -10,9 +10,8 @@ from typing import Annotated
 from PIL import ImageEnhance
 from pydantic import Field
 
-from agentvision import ToolContext, ToolResult, tool
+from agentvision import ToolContext, ToolResult, ViewId, tool
 from agentvision.checks import check_tool
-from agentvision.tool import ViewId
 
 
 @tool

@@ -84,8 +84,10 @@ class Network:
         layer = self._text.layers[0]
         missing = [p for p in _LAYER_PARTS if not hasattr(layer, p)]
         missing += [p for p in _ATTENTION_PARTS if not hasattr(layer.self_attn, p)]
-        if missing or hasattr(layer.self_attn, "q_norm"):
-            raise ModelError(f"{name!r} has layers unlike Qwen2.5-VL's (missing: {missing!r}); serve it instead")
+        more = [p for p in ("q_norm", "k_norm") if hasattr(layer.self_attn, p)]
+        if missing or more:
+            differs = f"without {', '.join(missing)}" if missing else f"with {', '.join(more)}"
+            raise ModelError(f"{name!r} has layers unlike Qwen2.5-VL's ({differs}); serve it, or use another policy")
         if getattr(self._text, "has_sliding_layers", False):
             raise ModelError(f"{name!r} uses sliding-window attention, which this policy does not; switch it off")
 

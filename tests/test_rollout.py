@@ -238,3 +238,27 @@ async def test_leaving_early_cancels_the_rest():
 def test_seeds_are_stable_and_differ():
     assert seed_for(1, "a") == 1515775267073163690  # the same in every process
     assert len({seed_for(1, k) for k in range(1000)}) == 1000
+
+
+async def test_what_fails_while_putting_away_is_recorded_and_stops_nobody():
+    class Leaky(Env):
+        async def close(self):
+            raise OSError("the socket is gone")
+
+    class Clumsy(Script):
+        async def release(self, session):
+            raise RuntimeError("no such session")
+
+    env = Env()
+    trajectory = await episode(Clumsy("K7"), env)
+    assert trajectory.answer == "K7" and "no such session" in trajectory.error and env.closed == 1
+    assert "the socket is gone" in (await episode(Script("K7"), Leaky())).error
+
+
+async def test_a_sample_drawn_twice_is_rolled_out_twice():
+    policy = Script("K7")
+    for name in ("a", "b"):
+        await run_group(
+            SAMPLE, size=2, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams(), group=name
+        )
+    assert len({r.sampling.seed for r in policy.requests}) == 4

@@ -40,7 +40,7 @@ def open_questions(recipe: Recipe, use: Use, *, seed: int | None = None) -> Sequ
         "split": split.split or ("test" if use == "eval" else "train"),
         "seed": _seed(recipe, use) if seed is None else seed,
         "path": split.path or (data.path if same else None),
-        "fields": split.fields or data.fields,
+        "fields": split.fields or (data.fields if same else type(data.fields)()),
     }
     options = {**(data.options if same else {}), **split.options}
     where = f"data.{use}" if use != "warm_start" else "warm_start.data"

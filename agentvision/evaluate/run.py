@@ -174,7 +174,7 @@ async def ask(
                 store=store,
                 sampling=sampling,
                 limits=limits,
-                group=f"eval-{step}-{place}",  # the sample's id may repeat in a data set
+                group=f"eval-{place}",  # the sample's id may repeat in a data set
                 tools=schemas,
             )
         scored = (await rewards.score(group)).trajectories[0]

@@ -17,7 +17,7 @@ from typing import Any
 
 from agentvision.errors import RecipeError
 from agentvision.rewards._boundary import as_score, score_group, score_trajectory
-from agentvision.rewards.base import DEFAULT_TIMEOUT_S, grading_key, reward_name, takes_group
+from agentvision.rewards.base import DEFAULT_TIMEOUT_S, FunctionReward, grading_key, reward_name, takes_group
 from agentvision.types import Group, Score, StopReason, Trajectory
 
 ENV_PART = "env"
@@ -45,6 +45,8 @@ class WeightedPart:
             raise ValueError(f"weight is {self.weight!r}; it is a finite number")
         object.__setattr__(self, "name", self.name or reward_name(self.reward))
         own = float(getattr(self.reward, "timeout_s", DEFAULT_TIMEOUT_S))
+        if self.timeout_s and isinstance(self.reward, FunctionReward):
+            object.__setattr__(self, "reward", replace(self.reward, timeout_s=self.timeout_s))
         object.__setattr__(self, "timeout_s", self.timeout_s or own)
         object.__setattr__(self, "group", takes_group(self.reward))
 
@@ -121,19 +123,24 @@ class Rewards:
         for part, column in zip(groupwise, columns, strict=True):
             for t, s, score in zip(trajectories, scores, column, strict=True):
                 s[part.name] = _failure(t) or score
+        env_pays = any(t.env_reward for t in trajectories)
         return replace(
             group,
-            trajectories=tuple(self._total(t, s, c) for t, s, c in zip(trajectories, scores, correct, strict=True)),
+            trajectories=tuple(
+                self._total(t, s, c, env_pays=env_pays) for t, s, c in zip(trajectories, scores, correct, strict=True)
+            ),
         )
 
     def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
         score = scores.get(self.judge.name) if self.judge else None
         return None if score is None or score.value is None else score.value >= 0.5
 
-    def _total(self, trajectory: Trajectory, scores: Mapping[str, Score], correct: bool | None) -> Trajectory:
+    def _total(
+        self, trajectory: Trajectory, scores: Mapping[str, Score], correct: bool | None, *, env_pays: bool
+    ) -> Trajectory:
         weights = {part.name: part.weight for part in self.parts}
         in_order = {name: scores[name] for name in weights}
-        if trajectory.env_reward:
+        if env_pays:
             in_order[ENV_PART] = _failure(trajectory) or as_score(trajectory.env_reward)
             weights[ENV_PART] = 1.0
         total: float | None = 0.0

@@ -1,6 +1,6 @@
 """Rebuild the tiny model from nothing: tokenizer, fresh weights, reading, lessons, a plain Hugging Face folder.
 
-`python -m agentvision.tiny OUT` does it, the same from the same seed on the same machine; scores, not bits, are what is the
+`python -m agentvision.tiny --out OUT` does it, the same from the same seed on the same machine; scores, not bits, are what is the
 same on another. Weights are stored in bfloat16 and loaded in float32.
 """
 

@@ -72,14 +72,7 @@ class Checkpoints:
             (part / CHECKSUMS).write_text(json.dumps(sums, indent=1))
             for path in (*_files(part), *(p for p in part.rglob("*") if p.is_dir()), part):
                 _sync(path)
-            if final.exists():  # the same step again, after a resume: never a moment without a whole one
-                aside = final.with_suffix(".old")
-                shutil.rmtree(aside, ignore_errors=True)
-                final.rename(aside)
-                part.rename(final)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                part.rename(final)
+            replace_folder(part, final)
             _sync(self.directory)
         except Exception as error:  # torch and safetensors report a full disk by errors of their own
             shutil.rmtree(part, ignore_errors=True)
@@ -119,6 +112,16 @@ class Checkpoints:
     def _prune(self) -> None:
         for step in sorted(self._steps(), reverse=True)[self.keep :]:
             shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def replace_folder(part: Path, final: Path) -> None:
+    """Move a folder to where another may stand; killed between, the other one is left as `….old`."""
+    aside = final.with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.rename(aside)
+    part.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -77,8 +77,8 @@ async def collect(
                 task.cancel()
         rollout_s += rolled - begun
         reward_s += time.perf_counter() - rolled
-        place = {sample.id: k for k, (_, sample) in enumerate(named)}
-        for group in sorted(finished, key=lambda g: place[g.sample.id]):
+        place = {name: k for k, (name, _) in enumerate(named)}
+        for group in sorted(finished, key=lambda g: place[g.name]):
             groups.append(ScoredGroup(group, group_advantages(group.rewards_G, normalise=normalise)))
         rounds += 1
     return Collected(tuple(groups), rounds, rollout_s, reward_s)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from agentvision.errors import RunError, TrainingStopped
+from agentvision.errors import AgentVisionError, RunError, TrainingStopped
 from agentvision.tokens import Codec
+from agentvision.train.checkpoint import replace_folder
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".msgpack", ".h5")
 _OWN = ("config.json", "generation_config.json")
@@ -45,12 +46,13 @@ def save_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
 
 
 def export_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
-    """`save_model` beside `folder`, then moved into place: it is whole or as it was."""
+    """`save_model` beside `folder`, then moved into place: it is whole, or as it was (killed between, as `….old`)."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         save_model(model, codec, part, source=source)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except OSError as error:
+        replace_folder(part, folder)
+    except AgentVisionError:
+        raise
+    except Exception as error:  # safetensors reports a full disk by an error of its own
         raise RunError(f"{folder}: cannot write the exported model: {error}; free space, then --resume") from error

@@ -10,7 +10,6 @@ step, prompt, rollout, turn), and everything else that changes stands in the che
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -81,6 +80,8 @@ class GRPO:
     """Prompts drawn by this rank in those steps; a step that is abandoned draws its prompts again."""
     saved: int = -1
     """The step of the newest checkpoint of this process."""
+    torn: bool = False
+    """Whether some updates of the step under way have moved the weights."""
 
     async def loop(self) -> None:
         """Train until the last step, a signal, or a reason to stop."""
@@ -90,7 +91,7 @@ class GRPO:
             store = ImageStore()
             # rollout and reward
             collected = await self.collect(store)
-            self.check_invalid(collected)
+            self.check_invalid(collected, store)
             # advantage
             groups = [examples_of(scored) for scored in collected.with_signal]
             # loss and step
@@ -100,7 +101,7 @@ class GRPO:
             updates = self.update(groups, collected, store, rate)
             # sync
             self.learner.policy.weights_changed()
-            self.step, self.cursor = self.step + 1, self.prompts.cursor
+            self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
             ended = time.perf_counter()
             times = {
                 "time_rollout_s": collected.rollout_s,
@@ -145,18 +146,17 @@ class GRPO:
             done += len(group.trajectories)
             self.progress.rollouts(done)
 
-        if (task := asyncio.current_task()) is not None:
-            self.interruption.cancels(task)
-        return await collect(
-            self.prompts,
-            rollout=rollout,
-            score=learner.rewards.score,
-            wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
-            max_rounds=recipe.algorithm.resample.max_rounds,
-            normalise=recipe.algorithm.advantage_std,
-            seed=seed_for(recipe.seed, "step", self.step, self.accelerator.process_index),
-            on_group=count,
-        )
+        with self.interruption.may_cancel():
+            return await collect(
+                self.prompts,
+                rollout=rollout,
+                score=learner.rewards.score,
+                wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
+                max_rounds=recipe.algorithm.resample.max_rounds,
+                normalise=recipe.algorithm.advantage_std,
+                seed=seed_for(recipe.seed, "step", self.step, self.accelerator.process_index),
+                on_group=count,
+            )
 
     def update(
         self, groups: list[list[Example]], collected: Collected, store: ImageStore, rate: float
@@ -180,14 +180,20 @@ class GRPO:
                 examples = [e for i in order[k * size : (k + 1) * size] for e in groups[i]]
                 stats = learner.updater.reinforce(examples, pixels, spare=spare)
                 results.append(stats)
+                self.torn = self.torn or stats.finite
                 if stats.finite:
                     self.bad.good()
                 else:
+                    if self.tracker is not None:
+                        self.tracker.event("skipped", step=self.step + 1, loss=stats.loss, grad_norm=stats.grad_norm)
                     self.bad.bad(f"step {self.step}: loss {stats.loss!r}, gradient norm {stats.grad_norm!r}")
         return results
 
-    def check_invalid(self, collected: Collected) -> None:
-        """Stop when rewards (or episodes) fail more often than the recipe allows: the rest would be a biased sample."""
+    def check_invalid(self, collected: Collected, store: ImageStore) -> None:
+        """Stop when rewards (or episodes) fail more often than the recipe allows: the rest would be a biased sample.
+
+        The trajectories of such a step are in the journal, to see why.
+        """
         local = [t for scored in collected.groups for t in scored.group.trajectories]
         reasons = [_why_invalid(t) for t in local if t.reward is None]
         counts = self._of_all_ranks((len(reasons), len(local)))
@@ -195,6 +201,8 @@ class GRPO:
         limit = self.recipe.trainer.max_invalid_share
         if total and invalid > limit * total:
             seen = f"; the first: {reasons[0]}" if reasons else ""
+            if self.journal is not None:
+                self.journal.append(local, step=self.step + 1, store=store)
             raise TrainingStopped(
                 f"step {self.step}: {invalid} of {total} trajectories have no valid reward, more than "
                 f"trainer.max_invalid_share={limit!r} allows{seen}"
@@ -207,15 +215,16 @@ class GRPO:
             return {}
         began = time.perf_counter()
         self.progress.phase("evaluation")
-        asked = await ask(
-            self.recipe,
-            self.held_out,
-            policy=self.learner.policy,
-            tools=self.learner.tools,
-            rewards=self.learner.rewards,
-            seed=seed_for(self.recipe.seed, "evaluation"),
-            step=self.step,
-        )
+        with self.interruption.may_cancel():
+            asked = await ask(
+                self.recipe,
+                self.held_out,
+                policy=self.learner.policy,
+                tools=self.learner.tools,
+                rewards=self.learner.rewards,
+                seed=seed_for(self.recipe.seed, "evaluation"),
+                step=self.step,
+            )
         groups = [ScoredGroup(Group(t.sample, (t,)), group_advantages([t.reward])) for t in asked]
         measured = rollout_metrics(groups)
         return {"eval": {name: measured[name] for name in EVALUATED}, "time_eval_s": time.perf_counter() - began}
@@ -254,6 +263,8 @@ class GRPO:
             self.checkpoints.save(self.step, state | random_states(), self.learner.write)
         self.accelerator.wait_for_everyone()
         self.saved = self.step
+        if self.tracker is not None:
+            self.tracker.event("saved", step=self.step, path=path.name)
         return path
 
     def restore(self, state: Mapping[str, Any], step: int) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -37,18 +39,30 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._restore()
 
-    def cancels(self, task: asyncio.Task[Any]) -> None:
-        """From now on the signal cancels this task, which may be abandoned."""
+    @contextmanager
+    def may_cancel(self) -> Iterator[None]:
+        """Within, the signal cancels the current task: what it does there may be abandoned."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("may_cancel needs a running task")
         self._task = (asyncio.get_running_loop(), task)
         if self.received is not None:
             task.cancel()
+        try:
+            yield
+        finally:
+            self._task = None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
         if self._task is not None:
             loop, task = self._task
-            loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(self._cancel, task)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if self._task is not None and self._task[1] is task:  # else what could be abandoned is done
+            task.cancel()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

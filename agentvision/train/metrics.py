@@ -60,16 +60,16 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
 
 
 def update_metrics(updates: Sequence[UpdateStats]) -> dict[str, Any]:
-    """What the updates of one step did: sums over all, mismatch of the first (the weights that sampled), means of norms."""
+    """What the updates of one step did: means over those that were made; the mismatch is the first's, of fresh weights."""
     done = [u for u in updates if u.finite]
     tokens = sum(u.tokens for u in updates)
     first = updates[0] if updates else UpdateStats()
     return {
-        "loss": mean(u.loss for u in updates),
-        "kl": mean(u.kl for u in updates),
-        "entropy": mean(u.entropy for u in updates),
+        "loss": mean(u.loss for u in done),
+        "kl": mean(u.kl for u in done),
+        "entropy": mean(u.entropy for u in done),
         "clip_share": sum(u.clipped for u in updates) / tokens if tokens else None,
-        "grad_norm": mean(u.grad_norm for u in updates),
+        "grad_norm": mean(u.grad_norm for u in done),
         "ratio_max": max((u.ratio_max for u in updates), default=None),
         "logprob_diff_mean": first.logprob_diff_sum / first.tokens if first.tokens else None,
         "logprob_diff_max": first.logprob_diff_max if first.tokens else None,

@@ -161,13 +161,22 @@ async def _loop(run: GRPO, out: Path) -> None:
             raise
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
-        if run.saved >= 0 or run.recipe.warm_start is None:
+        if _warm(run):
             run.save()
     except TrainingStopped as stopped:
-        path = run.save()
         if run.tracker is not None:
             run.tracker.event("stopped", step=run.step, reason=str(stopped))
-        raise TrainingStopped(f"{stopped}. The last whole checkpoint is {path}") from stopped
+        if _warm(run) and not run.torn:
+            run.save()
+        kept = "There is no checkpoint yet: start again in a new --out"
+        if run.saved >= 0:
+            kept = f"The last whole checkpoint is {run.checkpoints.path(run.saved)}"
+        raise TrainingStopped(f"{stopped}. {kept}") from stopped
+
+
+def _warm(run: GRPO) -> bool:
+    """Whether the supervised stage, if the recipe has one, is done: weights half taught are not saved."""
+    return run.saved >= 0 or run.recipe.warm_start is None
 
 
 async def _warm_start(run: GRPO, out: Path) -> None:

@@ -114,12 +114,11 @@ class WarmStart:
         seed = seed_for(self.recipe.seed, "warm start")
         prompts = PromptStream(self.questions, seed=seed, rank=self.rank, world=self.world)
         bad = BadSteps(self.recipe.trainer.max_bad_steps)
-        if (task := asyncio.current_task()) is not None:
-            self.interruption.cancels(task)
         for step in range(settings.steps):
             store = ImageStore()
             samples = prompts.take(settings.batch_size // self.world)
-            examples = await self._examples(samples, show, store, seed_for(seed, step, self.rank))
+            with self.interruption.may_cancel():
+                examples = await self._examples(samples, show, store, seed_for(seed, step, self.rank))
             set_learning_rate(updater.optimizer, learning_rate(step, settings, steps=settings.steps))
             updater.begin_step()
             stats = updater.imitate(examples, partial(learner.codec.pixels, store))

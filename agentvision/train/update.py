@@ -36,7 +36,7 @@ from agentvision.types import ImageHash
 
 @dataclass(slots=True)
 class UpdateStats:
-    """Sums over the micro-batches of one update on this rank; `loss`, `kl` and `entropy` are already weighted means.
+    """Sums over the micro-batches of one update, of all ranks; `loss`, `kl` and `entropy` are already weighted means.
 
     `kl` is nan where there is no reference to measure it against.
     """
@@ -125,7 +125,7 @@ class Updater:
         return self._step(stats)
 
     def imitate(self, examples: Sequence[Example], pixels: PixelSource, *, spare: Example | None = None) -> UpdateStats:
-        """One supervised update: cross-entropy on the examples' own tokens, averaged as the recipe's loss is."""
+        """One supervised update: cross-entropy on the examples' own tokens, a mean over each one's and then over them."""
         batches, counts = self._plan(examples, spare)
         stats = UpdateStats()
         self._start()
@@ -187,14 +187,25 @@ class Updater:
         parameters = [p for p in self.scorer.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(parameters, self.grad_clip)
         stats.grad_norm = float(norm) if norm is not None else 0.0
-        loss = torch.tensor([stats.loss], device=self.accelerator.device)
-        losses = cast("Tensor", self.accelerator.gather(loss))
-        stats.finite = bool(torch.isfinite(losses).all()) and bool(torch.isfinite(torch.tensor(stats.grad_norm)))
+        if self.accelerator.num_processes > 1:
+            self._sum_over_ranks(stats)
+        stats.finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
         if stats.finite:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         return stats
+
+    def _sum_over_ranks(self, stats: UpdateStats) -> None:
+        """Make each rank's share the whole; a loss that is not finite anywhere is so everywhere."""
+        sums = ("loss", "kl", "entropy", "tokens", "clipped", "logprob_diff_sum")
+        maxima = ("logprob_diff_max", "ratio_max")
+        values = torch.tensor([float(getattr(stats, name)) for name in (*sums, *maxima)], dtype=torch.float64)
+        ranks = cast("Tensor", self.accelerator.gather(values.to(self.accelerator.device)[None]))
+        for k, name in enumerate((*sums, *maxima)):
+            column = ranks[:, k]
+            value = float(column.sum() if name in sums else column.max())
+            setattr(stats, name, int(value) if name in ("tokens", "clipped") else value)
 
     def _reference_logprobs(
         self, batch: MicroBatch, pixels: PixelSource, features: dict[ImageHash, Tensor] | None

@@ -107,8 +107,9 @@ async def test_what_the_environment_paid_is_a_part(trajectory, group):
         group(trajectory("x", env_reward=0.25), trajectory("x")), WeightedPart(constant(1), weight=2)
     )
     assert (paid.reward, unpaid.reward) == (2.25, 2.0)
-    assert paid.scores["env"] == Score(0.25)
-    assert "env" not in unpaid.scores
+    assert (paid.scores["env"], unpaid.scores["env"]) == (Score(0.25), Score(0.0)), "a mean over both is a mean"
+    [never] = await score(group(trajectory("x")), WeightedPart(constant(1)))
+    assert "env" not in never.scores
     [bad] = await score(group(trajectory("x", env_reward=float("nan"))), WeightedPart(constant(1)))
     assert bad.reward is None
 

@@ -1,5 +1,6 @@
 """From a recipe's maps to rewards: what is built, and every problem named at once."""
 
+import asyncio
 import textwrap
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ import pytest
 
 from agentvision.errors import RecipeError
 from agentvision.rewards import Accuracy, Format, RatioPenalty, Rewards, reward
+from agentvision.rewards.compose import WeightedPart
 
 
 def build(*specs):
@@ -203,3 +205,14 @@ def test_types_are_checked_as_far_as_they_are_known(monkeypatch, plugin, setting
         build({"it": settings})
     else:
         assert problem in "\n".join(problems({"it": settings}))
+
+
+async def test_a_recipe_may_give_a_function_more_time_than_it_asks_for(group, trajectory):
+    @reward(timeout_s=0.05)
+    async def slow(trajectory):
+        await asyncio.sleep(0.2)
+        return 1.0
+
+    [late] = (await Rewards([WeightedPart(slow)]).score(group(trajectory("x")))).trajectories
+    [done] = (await Rewards([WeightedPart(slow, timeout_s=5)]).score(group(trajectory("x")))).trajectories
+    assert late.reward is None and done.reward == 1.0

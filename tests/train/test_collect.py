@@ -10,9 +10,9 @@ from agentvision.types import Group, Sample, StopReason, Trajectory
 SAMPLES = [Sample(str(i), "?") for i in range(100)]
 
 
-def group_of(sample, rewards):
+def group_of(sample, rewards, name=""):
     trajectories = [Trajectory(sample, (), (), (), StopReason.ANSWERED, reward=r) for r in rewards]
-    return Group(sample, tuple(trajectories))
+    return Group(sample, tuple(trajectories), name)
 
 
 def world(rewards_of, log=None):
@@ -21,13 +21,13 @@ def world(rewards_of, log=None):
     async def rollout(named, seed):
         if log is not None:
             log.append(([name for name, _ in named], seed))
-        for _, sample in random.sample(list(named), len(named)):
+        for name, sample in random.sample(list(named), len(named)):
             await asyncio.sleep(0)
-            yield group_of(sample, [None, None])
+            yield group_of(sample, [None, None], name)
 
     async def score(group):
         await asyncio.sleep(random.random() / 1000)
-        return group_of(group.sample, rewards_of(int(group.sample.id)))
+        return group_of(group.sample, rewards_of(int(group.sample.id)), group.name)
 
     return {"rollout": rollout, "score": score, "normalise": True}
 

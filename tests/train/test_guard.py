@@ -12,15 +12,29 @@ from agentvision.train.guard import BadSteps, Interruption
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_cancels_the_work_and_is_remembered(number):
     async def work(interruption):
-        interruption.cancels(asyncio.current_task())
         asyncio.get_running_loop().call_later(0.01, os.kill, os.getpid(), number)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError), interruption.may_cancel():
             await asyncio.sleep(30)
         asyncio.current_task().uncancel()
         return interruption.received
 
     with Interruption() as interruption:
         assert asyncio.run(work(interruption)) is number
+
+
+def test_a_signal_between_two_pieces_of_work_cancels_nothing_but_the_next():
+    async def work(interruption):
+        with interruption.may_cancel():
+            await asyncio.sleep(0)
+            os.kill(os.getpid(), signal.SIGTERM)  # the handler runs at once, its callback in the next round of the loop
+        await asyncio.sleep(0.02)  # what must not be abandoned: an update, the closing of the policy
+        with pytest.raises(asyncio.CancelledError), interruption.may_cancel():
+            await asyncio.sleep(30)
+        asyncio.current_task().uncancel()
+        return True
+
+    with Interruption() as interruption:
+        assert asyncio.run(work(interruption))
 
 
 def test_handlers_are_put_back():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from agentvision.train.advantages import group_advantages
@@ -72,11 +74,11 @@ def test_the_mismatch_is_that_of_the_first_update_alone():
     row = update_metrics(
         [
             UpdateStats(loss=1.0, tokens=10, clipped=1, logprob_diff_sum=0.1, logprob_diff_max=0.05),
-            UpdateStats(loss=3.0, tokens=30, clipped=3, logprob_diff_sum=9.0, logprob_diff_max=4.0, finite=False),
+            UpdateStats(loss=math.nan, tokens=30, clipped=3, logprob_diff_sum=9.0, logprob_diff_max=4.0, finite=False),
         ]
     )
     assert row["logprob_diff_mean"] == pytest.approx(0.01) and row["logprob_diff_max"] == 0.05
-    assert row["clip_share"] == 0.1 and row["loss"] == 2.0 and row["updates"] == 1 and row["updates_skipped"] == 1
+    assert row["clip_share"] == 0.1 and row["loss"] == 1.0 and row["updates"] == 1 and row["updates_skipped"] == 1
 
 
 def test_a_step_without_an_update_has_no_numbers_of_one():
