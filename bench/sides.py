@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from agentvision.train.optimizer import make_optimizer
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import seed_everything
-from agentvision.train.update import UpdateStats
+from agentvision.train.update import UpdateStats, freeze
 from agentvision.types import Trajectory
 
 
@@ -81,8 +82,9 @@ class _OneStep:
         self.steps_left -= 1
         return None if self.steps_left >= 0 else signal.SIGTERM
 
-    def cancels(self, task: object) -> None:
+    def may_cancel(self) -> AbstractContextManager[None]:
         """Nothing interrupts a benchmark."""
+        return nullcontext()
 
 
 class _Loop(GRPO):
@@ -158,6 +160,7 @@ class PlainSide:
         self.recipe = recipe
         codec = framework.learner.codec
         model = AutoModelForImageTextToText.from_pretrained(build.model_path(recipe.model.path), dtype=torch.float32)
+        freeze(model, recipe.model.freeze)
         self.start = framework.start
         self.prompts = PromptStream(open_questions(recipe, "train"), seed=recipe.seed)
         tools = build.build_tools(recipe)
