@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup  ## Train the tiny VisionThink recipe, evaluate it and write its report (runs/demo/report.html).
 	@if [ -f $(RUN)/export/config.json ]; then echo "$(RUN): already trained"; \
-	elif [ -d $(RUN)/checkpoints ]; then $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN) --resume; \
+	elif [ -f $(RUN)/recipe.resolved.yaml ]; then $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN) --resume; \
 	else $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN); fi
 	@if [ -f $(RUN)/results.json ]; then echo "$(RUN)/results.json: already there"; \
 	else $(BIN)/agentvision eval recipes/visionthink.yaml --profile tiny --model $(RUN)/export --out $(RUN); fi

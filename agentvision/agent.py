@@ -82,7 +82,10 @@ class Agent:
         else:
             recipe = load_recipe(recipe, profile=profile, overrides=overrides)
         policy = build.build_policy(recipe, model=model) if policy is None else policy
-        tools = build.build_tools(recipe) if tools is None else list(tools)
+        if tools is None:
+            tools = build.build_tools(recipe)
+        else:
+            tools = [tool for each in tools for tool in build.offered(recipe, each)]
         vision = VisionSpec() if policy.codec is None else policy.codec.vision
         settings = recipe
 

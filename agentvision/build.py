@@ -39,7 +39,7 @@ def model_path(path: str) -> str:
     return str(Path(str(files("agentvision"))) / PACKAGED_MODELS[name])
 
 
-def build_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
+def build_policy(recipe: Recipe, *, model: str | Path | None = None) -> Policy:
     """The recipe's policy with its model, or with another (`model`: a folder or hub id)."""
     backend = plugins.load("policies", recipe.policy.backend)
     settings = recipe.model
@@ -54,7 +54,7 @@ def build_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
         "max_rows": recipe.policy.max_rows,
     }
     options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
-    path = model_path(model if model is not None else settings.path)
+    path = model_path(str(model) if model is not None else settings.path)
     make = getattr(backend, "from_pretrained", None)
     if make is None:
         return _call(backend, options | {"model": path}, f"policy {recipe.policy.backend!r}")
@@ -72,15 +72,20 @@ def build_tools(recipe: Recipe) -> list[Tool]:
             raise PluginError(
                 f"tool {plugin.name!r} takes no parameters, and the recipe gives {sorted(plugin.params)!r}"
             )
-        tools += (
-            tool if tool.timeout_s is not None else replace(tool, timeout_s=recipe.env.tool_timeout_s)
-            for tool in tools_of(found)
-        )
+        tools += offered(recipe, found)
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
             raise PluginError(f"two tools are called {name!r}; rename one (`dataclasses.replace(tool, name=…)`)")
     return tools
+
+
+def offered(recipe: Recipe, found: object) -> list[Tool]:
+    """The tools of a tool or set of tools; calls of those without a limit of their own may take what the recipe says."""
+    return [
+        tool if tool.timeout_s is not None else replace(tool, timeout_s=recipe.env.tool_timeout_s)
+        for tool in tools_of(found)
+    ]
 
 
 def build_protocol(recipe: Recipe) -> Protocol:

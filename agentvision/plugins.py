@@ -80,7 +80,7 @@ def _entries(kind: Kind) -> dict[str, EntryPoint]:
 def _load_entry(kind: Kind, entry: EntryPoint) -> Any:
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{kind}: {entry.name!r} ({entry.value}) cannot be loaded: {_reason(error)}") from error
 
 
@@ -94,7 +94,7 @@ def _from_path(kind: Kind, path: str, name: str) -> Any:
                 f"{kind}: {name!r}: there is no module {missing!r}; install it, or name a file as './file.py:name'"
             ) from error
         raise PluginError(f"{kind}: {name!r} cannot be loaded: {_reason(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{kind}: {name!r} cannot be loaded: {_reason(error)}") from error
 
 
@@ -115,7 +115,7 @@ def _from_file(kind: Kind, path: Path) -> Any:
     sys.modules[name] = module  # dataclasses and type hints inside look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{kind}: {str(path)!r} cannot be loaded: {_reason(error)}") from error
     return module

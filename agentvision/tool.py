@@ -73,8 +73,8 @@ class ToolContext:
             raise ToolRetry(f"There is no image {index}; images so far: {known}.") from None
 
     def image(self, index: int) -> Image.Image:
-        """The pixels of a view, as the model saw them. Not to be changed in place."""
-        return self.store.get(self.view(index).image)
+        """A copy of a view's pixels, as the model saw them; it may be drawn on."""
+        return self.store.get(self.view(index).image).copy()
 
     def look(self, index: int, *, box: Box | None = None, scale: float = 1.0) -> NewView:
         """A region of a view, rendered from the original in one step.

@@ -366,7 +366,10 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"{str(path)!r} cannot be loaded as a model: {reason}") from error
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"model.device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def best_attention(device: torch.device | str) -> Attention:

@@ -591,3 +591,18 @@ async def test_callable_objects_and_context_are_passed_through():
 
     assert (await call(seed, context(seed=5))).record.text == "5"
     assert not hasattr(context(), "sample")
+
+
+async def test_drawing_on_a_view_changes_nothing_but_what_the_tool_shows():
+    @tool
+    def blacken(ctx: ToolContext) -> ToolResult:
+        """Paint it black."""
+        picture = ctx.image(1)
+        picture.paste((0, 0, 0), (0, 0, *picture.size))
+        return ToolResult(images=(ctx.show(picture, of=1),))
+
+    ctx = context()
+    before = ctx.image(1).tobytes()
+    outcome = await call(blacken, ctx)
+    assert outcome.result.images[0].image.getextrema() == ((0, 0),) * 3
+    assert ctx.image(1).tobytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -64,7 +65,9 @@ def try_tool(
     from agentvision.types import Affine, Box, ToolCall, View
 
     found = plugins.load("tools", tool)
-    candidates = tools_of(found if isinstance(found, Tool) or not callable(found) else found())
+    if callable(found) and not isinstance(found, Tool):
+        found = _made(found, tool)
+    candidates = tools_of(found)
     if len(candidates) != 1:
         known = ", ".join(each.name for each in candidates)
         raise PluginError(f"{tool!r} is a set of tools ({known}); `tools try` takes a single one")
@@ -124,12 +127,25 @@ def _parse(arguments: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
+def _made(factory: Any, name: str) -> Any:
+    """What a class or function that makes tools makes; a plain function is most likely a tool without its `@tool`."""
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"{name!r} is not a tool: put @tool above it (as a maker of tools it would lack: {error})"
+        ) from None
+    return factory()
+
+
 def _paths(picture: Path, tool: str, out: Path | None) -> Any:
     """One path after another: what `out` names, or names that are free."""
     if out is not None:
         if out.resolve() == picture.resolve():
             raise PluginError(f"--out {str(out)!r} is the picture itself; choose another name")
+        if out.exists():
+            raise PluginError(f"--out {str(out)!r} is there already; choose another name")
         yield out
-        yield from (out.with_stem(f"{out.stem}-{k}") for k in itertools.count(2))
+        yield from (path for k in itertools.count(2) if not (path := out.with_stem(f"{out.stem}-{k}")).exists())
     names = itertools.chain([f"{picture.stem}-{tool}"], (f"{picture.stem}-{tool}-{k}" for k in itertools.count(2)))
     yield from (path for name in names if not (path := Path(f"{name}.png")).exists())

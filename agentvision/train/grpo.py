@@ -42,7 +42,7 @@ from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import random_states, set_random_states
 from agentvision.train.update import UpdateStats
-from agentvision.types import Group, Sample, Trajectory
+from agentvision.types import Group, Sample, StopReason, Trajectory
 
 EVALUATED = (
     "reward",
@@ -81,7 +81,7 @@ class GRPO:
     saved: int = -1
     """The step of the newest checkpoint of this process."""
     torn: bool = False
-    """Whether some updates of the step under way have moved the weights."""
+    """Whether the weights are not to be saved: moved by half a step, or those of a policy that fails."""
 
     async def loop(self) -> None:
         """Train until the last step, a signal, or a reason to stop."""
@@ -201,6 +201,8 @@ class GRPO:
         limit = self.recipe.trainer.max_invalid_share
         if total and invalid > limit * total:
             seen = f"; the first: {reasons[0]}" if reasons else ""
+            # A policy that fails may have diverged: its weights are not to become the newest checkpoint.
+            self.torn = any(t.stop is StopReason.POLICY_ERROR for t in local)
             if self.journal is not None:
                 self.journal.append(local, step=self.step + 1, store=store)
             raise TrainingStopped(

@@ -88,5 +88,6 @@ class BadSteps:
         if self.in_a_row >= self.limit:
             raise TrainingStopped(
                 f"{self.in_a_row} updates in a row were not finite (last: {what}) and were skipped; the weights are those "
-                "of the last good one. Lower trainer.lr, or look at the rewards and log-probs in metrics.jsonl"
+                "of the last good one. Lower trainer.lr in a new run (its model.path may name a checkpoint's model/), or "
+                "look at the rewards and log-probs in metrics.jsonl"
             )

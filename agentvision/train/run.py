@@ -86,6 +86,10 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     _check_folder(out, recipe, resume=resume)
     with accelerator.main_process_first():  # it sets damaged ones aside
         found = checkpoints.newest() if resume else None
+    if resume and found is None:
+        if (out / "export").exists():
+            raise RunError(f"{out}: the run is done and no whole checkpoint of it is left; take a new --out")
+        log.warning("%s: there is no whole checkpoint: starting from the beginning", out)
     seed_everything(recipe.seed)
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)

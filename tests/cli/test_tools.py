@@ -24,6 +24,10 @@ def crash(ctx: ToolContext) -> ToolResult:
     """Crash."""
     raise RuntimeError("out of luck")
 
+def forgotten(ctx: ToolContext) -> ToolResult:
+    """Its decorator is missing."""
+    raise AssertionError("called")
+
 class Set:
     @tool
     def one(self, ctx: ToolContext) -> str:
@@ -127,3 +131,15 @@ def test_each_mistake_is_one_clear_line(
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert Path("picture.png").read_bytes() == before
+
+
+def test_no_file_is_overwritten_and_a_forgotten_decorator_is_named(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "mine.png").write_bytes(b"mine")
+    for arguments, said in (
+        (["crop", "picture.png", "box=0,0,50,50", "--out", "mine.png"], "is there already"),
+        (["./own.py:forgotten", "picture.png"], "put @tool above it"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["tools", "try", *arguments])
+        assert exit_.value.code and said in capsys.readouterr().err
+    assert (here / "mine.png").read_bytes() == b"mine"
