@@ -68,7 +68,7 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
         if _said(first) != _said(again):
             problems.append("two calls with the same arguments and seed differ; draw from ctx.seed alone")
     if any(image_hash(ctx.store.get(key)) != value for key, value in before.items()):
-        problems.append("it changed the pixels it was shown; work on image.copy()")
+        problems.append("it changed the pixels of the store; draw on what ctx.image gives, which is a copy")
 
     bare = ToolContext({}, ctx.store, ctx.vision)
     strange = {**wanted, "no_such_argument": 1}

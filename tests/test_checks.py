@@ -51,7 +51,7 @@ def careless(ctx: ToolContext, image: ViewId = 1) -> str:
 def painter(ctx: ToolContext) -> ToolResult:
     """Paint on what was shown."""
     if ctx.views:
-        ctx.image(1).paste("red", (0, 0, 20, 20))
+        ctx.store.get(ctx.view(1).image).paste("red", (0, 0, 20, 20))
     return ToolResult("painted")
 
 
@@ -77,7 +77,7 @@ def picky(ctx: ToolContext, word: str) -> str:
         (fickle, "two calls with the same arguments and seed differ"),
         (silent, "neither text nor an image"),
         (careless, "without any image it crashed"),
-        (painter, "changed the pixels"),
+        (painter, "changed the pixels of the store"),
         (undescribed, "'amount' is not described"),
         (picky, "KeyError: 'text'"),
         (replace(crop, name="cut out!"), "'cut out!'"),
