@@ -9,10 +9,8 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
-
-pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env
+from PIL import Image
 
 from agentvision.compute import VisionSpec
 from agentvision.env import FirstView, VisionEnv

@@ -10,8 +10,6 @@ import pytest
 from agentvision.data.handwriting import TEST_SCANS, Handwriting, scans
 from agentvision.errors import DataError
 
-pytest.importorskip("sklearn")
-
 
 def test_no_scan_is_in_both_splits():
     train = {scan.tobytes() for digit in scans("train") for scan in digit}
