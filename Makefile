@@ -35,9 +35,10 @@ lint: setup  ## Check style.
 	$(BIN)/ruff format --check .
 
 types: setup  ## Check types, on the package as it is installed (type checkers do not follow package-dir).
-	rm -rf build/types
+	rm -rf build
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
-	cd build/types && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python agentvision
+	cp -r pyproject.toml examples build/types
+	cd build/types && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN))/python
 
 reproduce: setup  ## Train and evaluate every row of docs/results.md and write it (hours).
 	$(BIN)/python bench/reproduce.py

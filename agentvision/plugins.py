@@ -135,7 +135,7 @@ def _where(value: Any) -> str:
     return repr(getattr(value, "__file__", None) or getattr(value, "__name__", value))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, SyntaxError):
         text = f"{error.msg} (line {error.lineno})"
