@@ -14,9 +14,12 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SIZE = 32
 """Calls that run at the same time."""
@@ -26,6 +29,16 @@ MAX_ABANDONED = 32
 
 class DeadlinePassed(Exception):
     """The call did not finish in time; the message says so."""
+
+
+def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine to its end from code that is not one; inside a running event loop (a notebook's) it blocks that."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with ThreadPoolExecutor(1, "agentvision sync") as pool:
+        return pool.submit(lambda: asyncio.run(work())).result()
 
 
 async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: str, timeout_s: float) -> Any:

@@ -6,14 +6,13 @@ one agent may serve many tasks and threads at once. Each run has an image store 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from agentvision import build
+from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.errors import RecipeError
 from agentvision.images import ImageStore
@@ -118,16 +117,7 @@ class Agent:
 
     def run_sync(self, image: ImageSource | Sequence[ImageSource], question: str, *, seed: int | None = None) -> Answer:
         """`run` for code without an event loop; also works inside one, where it blocks."""
-
-        def work() -> Answer:
-            return asyncio.run(self.run(image, question, seed=seed))
-
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return work()
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(work).result()
+        return run_sync(lambda: self.run(image, question, seed=seed))
 
     async def close(self) -> None:
         """Free what the policy holds."""

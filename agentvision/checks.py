@@ -5,23 +5,21 @@ Each check runs what it is given on small pictures made here, and raises one `Pl
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from PIL import Image
 
+from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.env import Environment
 from agentvision.errors import PluginError
 from agentvision.images import ImageStore, image_hash
 from agentvision.tool import Tool, ToolContext, ToolOutcome, call_tool
 from agentvision.types import Affine, Message, Observation, Sample, StepResult, ToolCall, ToolError, View
-
-T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _MAX_STEPS = 256
@@ -57,14 +55,14 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
 
     ctx = _context()
     before = {key: image_hash(ctx.store.get(key)) for key in (view.image for view in ctx.views.values())}
-    first = _run(call_tool({tool.name: tool}, ToolCall(tool.name, wanted), ctx))
+    first = run_sync(partial(call_tool, {tool.name: tool}, ToolCall(tool.name, wanted), ctx))
     if first.result is None:
         detail = first.record.detail.strip()
         problems.append(f"a call with {wanted!r} failed: {first.record.text}{f' {detail}' if detail else ''}")
     else:
         if not first.result.text and not first.result.images:
             problems.append(f"a call with {wanted!r} gave neither text nor an image")
-        again = _run(call_tool({tool.name: tool}, ToolCall(tool.name, wanted), ctx))
+        again = run_sync(partial(call_tool, {tool.name: tool}, ToolCall(tool.name, wanted), ctx))
         if _said(first) != _said(again):
             problems.append("two calls with the same arguments and seed differ; draw from ctx.seed alone")
     if any(image_hash(ctx.store.get(key)) != value for key, value in before.items()):
@@ -73,7 +71,7 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
     bare = ToolContext({}, ctx.store, ctx.vision)
     strange = {**wanted, "no_such_argument": 1}
     for call, where in ((ToolCall(tool.name, wanted), bare), (ToolCall(tool.name, strange), ctx)):
-        record = _run(call_tool({tool.name: tool}, call, where)).record
+        record = run_sync(partial(call_tool, {tool.name: tool}, call, where)).record
         if record.error in (ToolError.CRASHED, ToolError.DEADLINE):
             shown = "without any image" if where is bare else f"with {strange!r}"
             problems.append(f"called {shown} it crashed; raise ToolRetry or ToolFailure: {record.detail.strip()}")
@@ -119,7 +117,7 @@ def check_env(env: Environment, sample: Sample, *, turns: Sequence[str] = _TURNS
         await env.close()
 
     try:
-        _run(everything())
+        run_sync(everything)
     except Exception as error:
         problems.append(f"raised {type(error).__name__}: {error}")
     _report(f"environment {type(env).__name__!r}", list(dict.fromkeys(problems)))
@@ -188,12 +186,6 @@ def _said(outcome: ToolOutcome) -> object:
     if outcome.result is None:
         return outcome.record.error, outcome.record.text
     return outcome.result.text, [(image_hash(v.image), v.original, v.transform) for v in outcome.result.images]
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """To its end, whether or not the caller is inside an event loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 def _report(what: str, problems: Sequence[str]) -> None:

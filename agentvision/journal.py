@@ -1,16 +1,13 @@
 """The journal: every trajectory of a run on disk, and back again.
 
 `trajectories.jsonl` is append-only, one JSON object a line: `{"schema": 1, "step": 3, "trajectory": {…}}`; the pixels
-stand beside it, each image once, as `images/<hash>.png`. Lines are flushed as they are written, so a killed run loses
-at most the line it was writing; that torn last line is skipped by readers (with a warning) and cut off when the journal
-is opened again. A run that resumes from step k appends `{"schema": 1, "rewind": k}`: what stood there for step k and
-later is history, and readers leave it out. Sharding, compression and indexing are left out: a reader streams.
+stand beside it, each image once, as `images/<hash>.png`. A run that resumes from step k appends
+`{"schema": 1, "rewind": k}`: what stood there for step k and later is history, and readers leave it out. Sharding,
+compression and indexing are left out: a reader streams.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,17 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from agentvision._json_values import codec
 from agentvision.errors import RunError
+from agentvision.jsonl import JsonLines, read_lines
+from agentvision.run_folder import IMAGES, TRAJECTORIES
 from agentvision.types import SCHEMA_VERSION, ImageHash, Trajectory
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from agentvision.images import ImageStore
-
-log = logging.getLogger(__name__)
-
-TRAJECTORIES = "trajectories.jsonl"
-IMAGES = "images"
 
 _encode, _decode = codec(Trajectory)
 
@@ -53,17 +47,15 @@ class Journal:
     def __init__(self, directory: Path | str, *, rewind_to: int | None = None) -> None:
         self.directory = Path(directory)
         self._images = self.directory / IMAGES
-        self._path = self.directory / TRAJECTORIES
         self._lock = threading.Lock()
         try:
             self._images.mkdir(parents=True, exist_ok=True)
             self._written: set[ImageHash] = {path.stem for path in self._images.glob("*.png")}
-            cut_torn_line(self._path)
-            self._file = self._path.open("ab", buffering=0)  # a buffer would be written again after a failed write
+            self._file = JsonLines(self.directory / TRAJECTORIES)
         except OSError as error:
             raise RunError(f"{self.directory}: cannot write a journal here: {error}") from error
-        if rewind_to is not None and self._file.tell():
-            self._write([{"schema": SCHEMA_VERSION, "rewind": rewind_to}])
+        if rewind_to is not None and not self._file.empty:
+            self._file.append({"schema": SCHEMA_VERSION, "rewind": rewind_to})
 
     def append(self, trajectories: Iterable[Trajectory], *, step: int, store: ImageStore) -> None:
         """Write trajectories and those of their images that are not there yet. A sample's own `images` are dropped.
@@ -78,7 +70,7 @@ class Journal:
                     self._write_image(key, store)
             except OSError as error:
                 raise RunError(f"{self._images}: cannot write an image: {error}; free space, then resume") from error
-            self._write([to_json(trajectory, step=step) for trajectory in trajectories])
+            self._file.append(*(to_json(trajectory, step=step) for trajectory in trajectories))
 
     def close(self) -> None:
         self._file.close()
@@ -88,16 +80,6 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def _write(self, records: Iterable[dict[str, Any]]) -> None:
-        start = self._file.tell()
-        rest = memoryview(b"".join(json_line(record) for record in records))
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            os.truncate(self._path, start)
-            raise RunError(f"{self._path}: cannot write: {error}; free space, then resume") from error
 
     def _write_image(self, key: ImageHash, store: ImageStore) -> None:
         if key in self._written:
@@ -153,57 +135,12 @@ def load_image(directory: Path | str, key: ImageHash) -> Image.Image:
         raise RunError(f"{path}: cannot read an image of the journal: {error}") from error
 
 
-def json_line(record: dict[str, Any]) -> bytes:
-    """A record as one line of strict JSON in UTF-8; a lone surrogate, which UTF-8 lacks, is escaped."""
-    try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut off what follows a file's last line break: a line that a killed process did not finish."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        end = position = file.seek(0, os.SEEK_END)
-        while position > 0:
-            start = max(0, position - 65536)
-            file.seek(start)
-            found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                position = start + found + 1
-                break
-            position = start
-        if position < end:
-            log.warning("%s: cut off a torn last line of %d bytes", path, end - position)
-            file.truncate(position)
-
-
 def _records(path: Path, *, only: bytes = b"") -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, record) of each whole line that holds the bytes `only`."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot read the journal: {error}; name the directory of a run or evaluation"
-        ) from error
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                if not only:
-                    log.warning("%s:%d: skipped a torn last line of %d bytes", path, number, len(line))
-                return
-            if only not in line:
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise RunError(f"{path}:{number}: damaged line ({error}); cut it out to read the rest") from error
-            version = record.get("schema") if isinstance(record, dict) else None
-            if version != SCHEMA_VERSION:
-                raise RunError(
-                    f"{path}:{number}: written with schema {version!r}, this program reads schema {SCHEMA_VERSION}; "
-                    "read it with the version of agentvision that wrote it"
-                )
-            yield number, record
+    """(line number, record) of each whole line of this schema that holds the bytes `only`."""
+    for number, record in read_lines(path, only=only, warn=not only):
+        if record.get("schema") != SCHEMA_VERSION:
+            raise RunError(
+                f"{path}:{number}: written with schema {record.get('schema')!r}, this program reads schema "
+                f"{SCHEMA_VERSION}; read it with the version of agentvision that wrote it"
+            )
+        yield number, record

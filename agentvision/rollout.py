@@ -8,7 +8,6 @@ at all: its tokens, images included, are counted before they are appended.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TypeAlias
 from agentvision.env import Environment
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, Policy, Request, SamplingParams
+from agentvision.seeds import seed_for
 from agentvision.tokens import token_count
 from agentvision.types import (
     Group,
@@ -42,11 +42,6 @@ class Limits:
 
     context_tokens: int | None = None
     deadline_s: float | None = None
-
-
-def seed_for(*parts: object) -> int:
-    """A 63-bit seed from any values: stable over processes and machines, unlike `hash`."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 class _Episode:

@@ -1,6 +1,6 @@
 """What a run says about itself: `metrics.jsonl` always, wandb when the recipe asks.
 
-`metrics.jsonl` holds one flat JSON object a step, flushed as it is written, with null for NaN and infinity;
+`metrics.jsonl` holds one flat JSON object a step, with null for NaN and infinity;
 `events.jsonl` holds what happens between steps (started, saved, skipped a step, stopped) with the time. A run that
 resumes from step k drops the rows of step k and later, because they will be made again. wandb gets the same numbers and
 a table of rollouts with their images; it may be slow, unreachable or broken without the run noticing more than a
@@ -16,14 +16,15 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentvision._json_values import encode_any
 from agentvision.errors import RunError
-from agentvision.journal import cut_torn_line, json_line
+from agentvision.jsonl import JsonLines, keep_lines, read_lines
+from agentvision.run_folder import EVENTS, METRICS, WANDB
 from agentvision.types import Group, Trajectory
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from agentvision.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
-WANDB_ID = "wandb.json"
 
 _SECRET_WORDS = ("key", "token", "secret", "password", "authorization")
 _WANDB_TIMEOUT_S = 60
@@ -46,12 +43,7 @@ class Tracker:
     def __init__(self, directory: Path, *, wandb: _Wandb | None = None) -> None:
         self.directory = directory
         self._wandb = wandb
-        self._lock = threading.Lock()
-        try:
-            self._metrics = (directory / METRICS).open("ab", buffering=0)
-            self._events = (directory / EVENTS).open("ab", buffering=0)
-        except OSError as error:
-            raise RunError(f"{directory}: cannot write metrics here: {error}") from error
+        self._metrics, self._events = JsonLines(directory / METRICS), JsonLines(directory / EVENTS)
 
     @classmethod
     def open(cls, out: Path | str, recipe: Recipe, *, resume_step: int | None = None) -> Tracker:
@@ -63,13 +55,12 @@ class Tracker:
         directory = Path(out)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for name in (METRICS, EVENTS):
-                cut_torn_line(directory / name)
-            if resume_step is not None:
-                _drop_from(directory / METRICS, resume_step)
+            path = directory / METRICS
+            if resume_step is not None and path.exists():
+                keep_lines(path, [row for _, row in read_lines(path) if row.get("step", 0) < resume_step])
+            tracker = cls(directory)
         except OSError as error:
             raise RunError(f"{directory}: cannot write metrics here: {error}") from error
-        tracker = cls(directory)
         tracker._wandb = _Wandb.start(directory, recipe, report=tracker.event)
         tracker.event("resumed" if resume_step is not None else "started", step=resume_step or 0)
         return tracker
@@ -82,13 +73,13 @@ class Tracker:
         row = flatten(metrics)
         if not isinstance(row.get("step"), int):
             raise ValueError(f"metrics need an integer 'step', not {row.get('step')!r}")
-        self._write(self._metrics, row)
+        self._metrics.append(_strict(row))
         if self._wandb is not None:
             self._wandb.log(row, step=row["step"])
 
     def event(self, name: str, /, **fields: Any) -> None:
         """Write something that happened, with the time in seconds since the epoch."""
-        self._write(self._events, {"time": round(time.time(), 3), "event": name, **flatten(fields)})
+        self._events.append(_strict({"time": round(time.time(), 3), "event": name, **flatten(fields)}))
 
     def rollouts(self, step: int, groups: Sequence[Group], store: ImageStore) -> None:
         """Show some rollouts of a step, with their images, where the recipe asked for wandb; otherwise nothing.
@@ -112,17 +103,6 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close(failed=kind is not None)
 
-    def _write(self, file: Any, row: Mapping[str, Any]) -> None:
-        with self._lock:
-            start = file.tell()
-            rest = memoryview(json_line({key: _finite(value) for key, value in row.items()}))
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError as error:
-                os.truncate(file.name, start)
-                raise RunError(f"{file.name}: cannot write: {error}; free space, then resume") from error
-
 
 def read_metrics(directory: Path | str) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`, in order; a torn last line is skipped.
@@ -130,13 +110,13 @@ def read_metrics(directory: Path | str) -> list[dict[str, Any]]:
     Raises:
         RunError: there is no such file, or a line before the last is damaged.
     """
-    return list(_read(Path(directory) / METRICS))
+    return [row for _, row in read_lines(Path(directory) / METRICS)]
 
 
 def read_events(directory: Path | str) -> list[dict[str, Any]]:
     """The rows of a run's `events.jsonl`; empty when there is none."""
     path = Path(directory) / EVENTS
-    return list(_read(path)) if path.exists() else []
+    return [row for _, row in read_lines(path)] if path.exists() else []
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -150,6 +130,10 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in row.items()}
+
+
 def _finite(value: Any) -> Any:
     """A JSON value: NaN and infinity are null, numpy and torch scalars are numbers."""
     if value is None or isinstance(value, (bool, int, str)):
@@ -161,30 +145,6 @@ def _finite(value: Any) -> Any:
     except (TypeError, ValueError):
         return str(value)
     return number if math.isfinite(number) else None
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RunError(f"{path}: cannot read: {error}; name the directory of a run") from error
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line break is torn
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{path}:{number}: damaged line ({error}); cut it out to read the rest") from error
-        if not isinstance(row, dict):
-            raise RunError(f"{path}:{number}: expected a JSON object, got {row!r}")
-        yield row
-
-
-def _drop_from(path: Path, step: int) -> None:
-    """Drop the rows of `step` and later, in one move."""
-    if not path.exists():
-        return
-    part = path.with_suffix(".part")
-    part.write_bytes(b"".join(json_line(row) for row in _read(path) if row.get("step", 0) < step))
-    part.replace(path)
 
 
 class _Wandb:
@@ -206,7 +166,7 @@ class _Wandb:
 
             # wandb stages a table's images under the home directory: an offline run that is moved would lose them.
             os.environ.setdefault("WANDB_DATA_DIR", str(directory.absolute() / "wandb"))
-            known = directory / WANDB_ID
+            known = directory / WANDB
             run_id = json.loads(known.read_text())["id"] if known.exists() else secrets.token_hex(4)
             run = wandb.init(
                 project=asked.project,

@@ -23,6 +23,7 @@ from statistics import mean
 from page import PAGE, write_section
 
 from agentvision.report.charts import policy_picture, sweep_picture
+from agentvision.run_folder import CHECKPOINTS, EXPORT, RESULTS
 from agentvision.tracking import read_metrics
 
 SEEDS = (0, 1, 2)
@@ -89,17 +90,17 @@ UNTRAINED = ("vanilla", "down-sample")
 def execute(run: Run, out: Path) -> None:
     """Train and evaluate one run unless it is there."""
     folder = out / run.name
-    if (folder / "results.json").exists():
+    if (folder / RESULTS).exists():
         return
     started = time.perf_counter()
     common = [run.recipe, "--profile", "tiny", "--out", str(folder)]
     settings = [f"seed={run.seed}", "trainer.eval_every=0", *run.overrides]
     model: list[str] = []
     if run.row not in UNTRAINED:
-        resume = ["--resume"] if (folder / "checkpoints").exists() else []
-        if not (folder / "export" / "config.json").exists():
+        resume = ["--resume"] if (folder / CHECKPOINTS).exists() else []
+        if not (folder / EXPORT / "config.json").exists():
             call("train", *common, *resume, *settings, log=out / f"{run.name}.log")
-        model = ["--model", str(folder / "export")]
+        model = ["--model", str(folder / EXPORT)]
     call(
         "eval",
         *common,
@@ -130,7 +131,7 @@ def call(*arguments: str, log: Path) -> None:
 
 
 def results_of(row: str, out: Path) -> list[dict]:
-    files = sorted(out.glob(f"{row}-seed*/results.json"))
+    files = sorted(out.glob(f"{row}-seed*/{RESULTS}"))
     return [json.loads(file.read_text()) for file in files]
 
 

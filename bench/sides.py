@@ -19,7 +19,8 @@ from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
-from agentvision.rollout import seed_for
+from agentvision.run_folder import CHECKPOINTS
+from agentvision.seeds import seed_for
 from agentvision.tokens import token_count
 from agentvision.tracking import Tracker, read_metrics
 from agentvision.train.checkpoint import Checkpoints
@@ -116,7 +117,7 @@ class FrameworkSide:
             accelerator=accelerator,
             prompts=PromptStream(open_questions(recipe, "train"), seed=recipe.seed),
             held_out=[],
-            checkpoints=Checkpoints(out / "checkpoints", keep=1),
+            checkpoints=Checkpoints(out / CHECKPOINTS, keep=1),
             bad=BadSteps(recipe.trainer.max_bad_steps),
             tracker=Tracker.open(out, recipe),
             journal=Journal(out),

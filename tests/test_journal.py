@@ -249,11 +249,11 @@ def test_a_full_disk_leaves_whole_lines_and_says_so(tmp_path: Path, monkeypatch:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.file, name)
 
-        whole = journal._file
-        monkeypatch.setattr(journal, "_file", Full(whole))
+        whole = journal._file._file
+        monkeypatch.setattr(journal._file, "_file", Full(whole))
         with pytest.raises(RunError, match="No space left"):
             journal.append([plain("lost")], step=1, store=ImageStore())
-        monkeypatch.setattr(journal, "_file", whole)
+        monkeypatch.setattr(journal._file, "_file", whole)
         journal.append([plain("later")], step=2, store=ImageStore())
     assert [e.trajectory.sample.id for e in read_trajectories(tmp_path)] == ["first", "later"]
 
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_so(tmp_path: Path, monkeypatch:
     [
         ('{"schema":99,"step":0,"trajectory":{}}', r"trajectories.jsonl:1: .*schema 99.*reads schema 1"),
         ('{"step":0}', r":1: .*schema None"),
-        ("[1]", r":1: .*schema None"),
+        ("[1]", r":1: expected a JSON object"),
         ('{"schema":1,"step":0,"trajectory":{"sample":{}}}', r":1: not a trajectory"),
         ('{"schema":1,"step":0,"trajectory":{"surprise":1}}', r"no field 'surprise'"),
         ('{"schema":1,', r":1: damaged line"),
@@ -276,7 +276,7 @@ def test_what_is_not_a_journal_is_refused_with_its_line(tmp_path: Path, line: st
 
 
 def test_a_missing_journal_and_a_missing_image_are_clear_errors(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot read the journal"):
+    with pytest.raises(RunError, match="cannot read"):
         list(read_trajectories(tmp_path / "nothing"))
     with pytest.raises(RunError, match="cannot read an image"):
         load_image(tmp_path, "ab12")

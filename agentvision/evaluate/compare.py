@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agentvision.errors import RunError
+from agentvision.run_folder import RESULTS
 
 PROPORTIONS = {
     "accuracy": "accuracy",
@@ -56,7 +57,7 @@ def read_results(paths: Iterable[Path | str]) -> list[Result]:
     """
     results: list[Result] = []
     for given in paths:
-        path = Path(given) / "results.json" if Path(given).is_dir() else Path(given)
+        path = Path(given) / RESULTS if Path(given).is_dir() else Path(given)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

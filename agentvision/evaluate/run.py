@@ -13,13 +13,13 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from agentvision import build
+from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.data import open_questions
 from agentvision.errors import RunError
@@ -31,14 +31,12 @@ from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.rewards.format import Format
 from agentvision.rollout import run_group
+from agentvision.run_folder import EVALUATION, RESULTS
 from agentvision.tool import Tool
 from agentvision.types import Sample, StopReason, Trajectory
 
 log = logging.getLogger(__name__)
 
-RESULTS = "results.json"
-JOURNAL = "evaluation"
-"""Folder of the trajectories: `results.json` may lie in a training run's folder, whose journal is another."""
 SCHEMA = 1
 
 _BLOCK = 256
@@ -84,16 +82,7 @@ def evaluate(
         RunError: `out` holds results already, or every episode failed before it could say anything about the model.
         AgentVisionError: the model, data set, tools or rewards cannot be found or used.
     """
-
-    def work() -> EvalResult:
-        return asyncio.run(_evaluate(recipe, model, n, seed, out, policy, on_done))
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    with ThreadPoolExecutor(1, "evaluate") as pool:  # called from a notebook or another program's loop
-        return pool.submit(work).result()
+    return run_sync(lambda: _evaluate(recipe, model, n, seed, out, policy, on_done))
 
 
 async def _evaluate(
@@ -119,7 +108,7 @@ async def _evaluate(
     tools, rewards = build.build_tools(recipe), build.build_rewards(recipe)
     path = build.model_path(str(recipe.model.path if model is None else model))
     used = build.build_policy(recipe, model=path) if policy is None else policy
-    journal = None if folder is None else Journal(folder / JOURNAL, rewind_to=0)
+    journal = None if folder is None else Journal(folder / EVALUATION, rewind_to=0)
     began = time.perf_counter()
     try:
         trajectories = await ask(

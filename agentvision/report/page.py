@@ -19,16 +19,12 @@ from typing import Any
 from agentvision import __version__
 from agentvision.errors import RunError
 from agentvision.evaluate.compare import Result, labelled_rows, read_results
-from agentvision.journal import TRAJECTORIES, read_trajectories
+from agentvision.journal import read_trajectories
 from agentvision.report.cards import card, data_url, image_keys
 from agentvision.report.charts import EASY, HARD, PALETTE, Chart, Row, chart_svg, legend, window
 from agentvision.report.select import Facts, choose
-from agentvision.tracking import METRICS, is_secret, read_events, read_metrics
-
-REPORT = "report.html"
-RECIPE = "recipe.resolved.yaml"
-EVALUATION = "evaluation"
-"""Folder of an evaluation's journal, beside its `results.json`."""
+from agentvision.run_folder import EVALUATION, METRICS, REPORT, RESOLVED, RESULTS, TRAJECTORIES
+from agentvision.tracking import is_secret, read_events, read_metrics
 
 _RIGHT = PALETTE[2]
 
@@ -109,12 +105,12 @@ def write_report(run_dir: Path | str, *, out: Path | str | None = None, most: in
     """
     directory = Path(run_dir)
     metrics = read_metrics(directory) if (directory / METRICS).exists() else []
-    results = read_results(sorted({*directory.glob("results.json"), *directory.glob("*/results.json")}))
+    results = read_results(sorted({*directory.glob(RESULTS), *directory.glob(f"*/{RESULTS}")}))
     journals = {"evaluation": directory / EVALUATION, "training" if metrics else "episode": directory}
     journals = {source: path for source, path in journals.items() if (path / TRAJECTORIES).exists()}
     if not (metrics or results or journals):
         raise RunError(
-            f"{directory}: nothing to report on: no {METRICS}, results.json or {TRAJECTORIES}; name a run's directory"
+            f"{directory}: nothing to report on: no {METRICS}, {RESULTS} or {TRAJECTORIES}; name a run's directory"
         )
     cards, images = _viewer(journals, most)
     page = _environment().get_template("report.html.jinja").render(
@@ -274,7 +270,7 @@ def _event(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _recipe(directory: Path) -> str:
     """The resolved recipe's text; what may be a credential, by its key's name, is masked."""
-    path = directory / RECIPE
+    path = directory / RESOLVED
     if not path.exists():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from agentvision.rollout import seed_for
+from agentvision.seeds import seed_for
 from agentvision.train.advantages import GroupAdvantages, group_advantages
 from agentvision.train.prompts import PromptStream
 from agentvision.types import Group, Sample

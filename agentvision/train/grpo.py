@@ -27,7 +27,8 @@ from agentvision.evaluate.run import ask
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe
-from agentvision.rollout import rollout_groups, seed_for
+from agentvision.rollout import rollout_groups
+from agentvision.seeds import seed_for
 from agentvision.tracking import Tracker
 from agentvision.train.advantages import group_advantages
 from agentvision.train.batch import Example

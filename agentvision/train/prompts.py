@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from agentvision.errors import DataError
-from agentvision.rollout import seed_for
+from agentvision.seeds import seed_for
 from agentvision.types import Sample
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
+from agentvision.run_folder import CHECKPOINTS, EXPORT, RESOLVED, WARM_START
 from agentvision.tracking import Tracker
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
 from agentvision.train.export import export_model
@@ -36,9 +37,6 @@ from agentvision.types import Sample
 
 log = logging.getLogger(__name__)
 
-RESOLVED = "recipe.resolved.yaml"
-WARM_START = "warm_start"
-"""Folder of the model after its supervised stage."""
 MAY_DIFFER = ("trainer.steps",)
 """A finished run may be continued for longer. With a schedule other than constant this changes the later rates."""
 
@@ -68,26 +66,18 @@ def train(recipe: Recipe, *, out: Path | str | None = None, resume: bool = False
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
 
-    def work() -> TrainResult:
-        return asyncio.run(_train(recipe, folder, resume=resume, quiet=quiet))
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    with ThreadPoolExecutor(1, "train") as pool:  # called from a notebook or another program's loop
-        return pool.submit(work).result()
+    return run_sync(lambda: _train(recipe, folder, resume=resume, quiet=quiet))
 
 
 async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> TrainResult:
     accelerator = make_accelerator(recipe)
     _check_world(recipe, accelerator)
-    checkpoints = Checkpoints(out / "checkpoints", keep=recipe.trainer.keep)
+    checkpoints = Checkpoints(out / CHECKPOINTS, keep=recipe.trainer.keep)
     _check_folder(out, recipe, resume=resume)
     with accelerator.main_process_first():  # it sets damaged ones aside
         found = checkpoints.newest() if resume else None
     if resume and found is None:
-        if (out / "export").exists():
+        if (out / EXPORT).exists():
             raise RunError(f"{out}: the run is done and no whole checkpoint of it is left; take a new --out")
         log.warning("%s: there is no whole checkpoint: starting from the beginning", out)
     seed_everything(recipe.seed)
@@ -215,7 +205,7 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
             run.tracker.event("interrupted", step=run.step, signal=signal_.name)
         run.progress.say(f"{signal_.name}: stopped after step {run.step}; continue with --resume --out {out}")
         return TrainResult(out, run.step, checkpoint, interrupted=signal_)
-    export, report = out / "export", None
+    export, report = out / EXPORT, None
     if run.accelerator.is_main_process:
         learner = run.learner
         export_model(learner.model, learner.codec, export, source=learner.source)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agentvision.rollout import seed_for
+from agentvision.seeds import seed_for
 
 
 def seed_everything(seed: int) -> None:

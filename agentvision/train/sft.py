@@ -19,7 +19,8 @@ from agentvision.errors import DataError
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, Request, SamplingParams
 from agentvision.recipe import Recipe
-from agentvision.rollout import MakeEnv, run_episode, seed_for
+from agentvision.rollout import MakeEnv, run_episode
+from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 from agentvision.train.batch import Example
 from agentvision.train.guard import BadSteps, Interruption

@@ -1,0 +1,22 @@
+"""What the files of a run's folder are called: here alone, for those that write them and those that read them."""
+
+from __future__ import annotations
+
+RESOLVED = "recipe.resolved.yaml"
+"""The recipe with everything filled in, and where each value came from."""
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+TRAJECTORIES = "trajectories.jsonl"
+IMAGES = "images"
+CHECKPOINTS = "checkpoints"
+WARM_START = "warm_start"
+"""The model after its supervised stage."""
+EXPORT = "export"
+"""The trained model, a plain Hugging Face folder."""
+RESULTS = "results.json"
+"""Of an evaluation."""
+EVALUATION = "evaluation"
+"""The journal of an evaluation: its results may lie in a training run's folder, whose own journal is another."""
+REPORT = "report.html"
+WANDB = "wandb.json"
+"""The name of the run at Weights & Biases, to go on with it."""
