@@ -118,10 +118,12 @@ async def _evaluate(
     finally:
         if journal is not None:
             journal.close()
+        await rewards.close()
         if policy is None:
             await used.close()
     _check_some_worked(trajectories)
     metrics = summarize(trajectories, seed=seed) | {
+        "rewards": rewards.summary([rewards.metrics()]),
         "seconds": seconds,
         "interval": INTERVAL,
         **_about(recipe, model=path if policy is None else type(policy).__name__, policy=used, seed=seed),

@@ -8,7 +8,10 @@ else a reward of one trajectory. Classes take their settings as keyword argument
 - `judges_correctness = True`: its score says whether the answer is right (from .5 on) and fills `Trajectory.correct`;
 - `needs_correctness = True`: it reads `Trajectory.correct`, so a recipe without a judge of correctness is refused;
 - `timeout_s`: its deadline for one call;
-- `grading_key(trajectory)`: trajectories of a group with equal keys get one score, computed once (None: by itself).
+- `grading_key(trajectory)`: trajectories of a group with equal keys get one score, computed once (None: by itself);
+- `metrics()`: what it counted since the last call, numbers by name that add up over processes; written as `NAME/…`;
+- `summary(counts)`: what is written in place of those counts, once summed; here counts become shares;
+- `close()`, sync or async: nothing more will be scored.
 """
 
 from __future__ import annotations

@@ -9,16 +9,21 @@ of the model is invalid in every part. What the environment itself paid is the p
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from agentvision.errors import RecipeError
 from agentvision.rewards._boundary import as_score, score_group, score_trajectory
 from agentvision.rewards.base import DEFAULT_TIMEOUT_S, FunctionReward, grading_key, reward_name, takes_group
 from agentvision.types import Group, Score, StopReason, Trajectory
+
+_log = logging.getLogger(__name__)
 
 ENV_PART = "env"
 """The name of the environment's own reward among the scores."""
@@ -131,6 +136,33 @@ class Rewards:
             ),
         )
 
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """What the parts counted since the last call, by part; for `summary`."""
+        found = {part.name: _ask(part, "metrics") for part in self.parts}
+        return {name: counts for name, counts in found.items() if counts}
+
+    def summary(self, counted: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+        """The `metrics()` of every process made one: counts added up, and what the parts make of the sums."""
+        summed: dict[str, Counter[str]] = {}
+        for counts in counted:
+            for name, values in counts.items():
+                summed.setdefault(name, Counter()).update(values)
+        return {
+            part.name: _ask(part, "summary", dict(summed[part.name]), otherwise=summed[part.name])
+            for part in self.parts
+            if part.name in summed
+        }
+
+    async def close(self) -> None:
+        """Free what the parts hold. One that cannot is reported and keeps none of the others from it."""
+        for part in self.parts:
+            try:
+                done = getattr(part.reward, "close", lambda: None)()
+                if inspect.isawaitable(done):
+                    await done
+            except Exception as error:
+                _log.warning("reward %r could not be closed: %s: %s", part.name, type(error).__name__, error)
+
     def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
         score = scores.get(self.judge.name) if self.judge else None
         return None if score is None or score.value is None else score.value >= 0.5
@@ -152,6 +184,19 @@ class Rewards:
         if _failure(trajectory) or (total is not None and not math.isfinite(total)):
             total = None
         return trajectory.with_scores(in_order, reward=total, correct=correct)
+
+
+def _ask(
+    part: WeightedPart, hook: str, *arguments: Any, otherwise: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, float]:
+    """A part's numbers by name, from a hook that it may have. One that fails costs its numbers, not the run."""
+    function = getattr(part.reward, hook, None)
+    try:
+        found = otherwise if function is None else function(*arguments)
+        return {str(name): float(value) for name, value in found.items()}
+    except Exception as error:
+        _log.warning("reward %r: %s() failed: %s: %s", part.name, hook, type(error).__name__, error)
+        return dict(otherwise)
 
 
 async def _score_each(part: WeightedPart, trajectories: Sequence[Trajectory]) -> list[Score]:

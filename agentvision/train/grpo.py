@@ -29,7 +29,7 @@ from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rollout import rollout_groups
 from agentvision.seeds import seed_for
-from agentvision.tracking import Tracker
+from agentvision.tracking import Tracker, flatten
 from agentvision.train.advantages import group_advantages
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
@@ -236,6 +236,7 @@ class GRPO:
         self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
     ) -> None:
         groups, stats = list(collected.groups), list(updates)
+        counted = self._of_all_ranks(self.learner.rewards.metrics())
         if self.accelerator.num_processes > 1:
             groups = self._with_other_ranks(groups, store)
         if self.tracker is None or self.journal is None:
@@ -245,7 +246,7 @@ class GRPO:
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,
-        }
+        } | flatten(self.learner.rewards.summary(counted))
         every = self.recipe.tracking.trajectories_every
         if every and (self.step - 1) % every == 0:
             self.journal.append(trajectories, step=self.step, store=store)

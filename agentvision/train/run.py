@@ -89,6 +89,7 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
                 recipe, out, learner, accelerator, checkpoints, found, interruption, resume=resume, quiet=quiet
             )
     finally:
+        await learner.rewards.close()
         await learner.policy.close()
 
 

@@ -375,6 +375,56 @@ async def test_the_total_is_the_weighted_sum_or_none(trajectory, group, table):
         assert t.reward == (want if want is None else pytest.approx(want))
 
 
+# --- what parts count, and their end ---------------------------------------------------------------------------------
+
+
+class Counted:
+    """A reward with every hook; `fail` names those that raise."""
+
+    def __init__(self, name, *fail, summarises=True):
+        self.name, self.fail, self.closed, self.calls = name, fail, 0, 0
+        if summarises:
+            self.summary = lambda counts: self.do("summary", counts | {"share": counts["right"] / counts["calls"]})
+
+    def do(self, hook, value):
+        if hook in self.fail:
+            raise RuntimeError(f"no {hook}")
+        return value
+
+    async def __call__(self, trajectory):
+        self.calls += 1
+        return Score(1.0)
+
+    def metrics(self):
+        counts = {"calls": self.calls, "right": self.calls - 1}
+        self.calls = 0
+        return self.do("metrics", counts)
+
+    async def close(self):
+        self.closed += self.do("close", 1)
+
+
+async def test_counts_of_processes_add_up_before_shares_are_derived(trajectory, group):
+    ranks = [Rewards([WeightedPart(Counted("a")), WeightedPart(Format())]) for _ in range(2)]
+    await ranks[0].score(group(trajectory("x")))
+    await ranks[1].score(group(*map(trajectory, "xyz")))
+    counted = [rewards.metrics() for rewards in ranks]
+    assert ranks[0].summary(counted) == {"a": {"calls": 4, "right": 2, "share": 0.5}}, "not the mean of 0 and 2/3"
+    assert ranks[0].metrics()["a"]["calls"] == 0, "since the last call"
+    plain = Rewards([WeightedPart(Counted("a", summarises=False))])
+    assert plain.summary(counted) == {"a": {"calls": 4, "right": 2}}
+
+
+async def test_a_hook_that_fails_costs_its_numbers_alone(trajectory, group, caplog):
+    broken, fine = Counted("broken", "metrics", "close"), Counted("fine", "summary")
+    rewards = Rewards([WeightedPart(broken), WeightedPart(fine), WeightedPart(Format())])
+    await rewards.score(group(trajectory("x")))
+    assert rewards.summary([rewards.metrics()]) == {"fine": {"calls": 1, "right": 0}}
+    await rewards.close()
+    assert (broken.closed, fine.closed) == (0, 1)
+    assert all(f"no {hook}" in caplog.text for hook in ("metrics", "summary", "close"))
+
+
 # --- construction ---------------------------------------------------------------------------------------------------
 
 
