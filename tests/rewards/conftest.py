@@ -27,6 +27,7 @@ def make_trajectory(
     problem: ParseProblem | None = None,
     stop: StopReason | None = None,
     correct: bool | None = None,
+    views=(),
     **others,
 ) -> Trajectory:
     """One that answered, unless `answer` is None; after a tool call, when it looked closer or its tool failed."""
@@ -40,7 +41,7 @@ def make_trajectory(
         sample=Sample("s1", question, answer=truth, meta=meta or {}),
         turns=tuple(turns),
         messages=(),
-        views=(),
+        views=views,
         stop=stop or (StopReason.LENGTH if answer is None else StopReason.ANSWERED),
         answer=answer,
         correct=correct,
