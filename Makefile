@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup demo test lint types reproduce bench tiny clean help
+.PHONY: setup demo test lint types reproduce bench tiny tiny-check clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ bench: setup  ## Time the GRPO step against a plain loop and write that section 
 
 tiny: setup  ## Rebuild the tiny model that ships with the package.
 	$(BIN)/python -m agentvision.tiny
+
+tiny-check: setup  ## Rebuild the tiny model elsewhere, compare its scores with the shipped one's, write docs/results.md.
+	$(BIN)/python bench/rebuild_tiny.py
 
 clean:  ## Remove what was built, but not runs/.
 	rm -rf $(VENV) build *.egg-info
