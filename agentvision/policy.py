@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from agentvision.types import Message, Segment, View
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from agentvision.images import ImageStore
     from agentvision.tokens import Codec
 
@@ -90,3 +92,21 @@ class Policy(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class TrainablePolicy(Policy, Protocol):
+    """A policy that training can move: it samples from weights that the trainer changes, and says exactly what.
+
+    The trainer owns `model` and changes its weights in place. A policy that computes with this very module has nothing
+    to fetch; one that samples elsewhere (an engine, a server) sends them there in `weights_changed`.
+    """
+
+    model: nn.Module
+    """What is trained."""
+    vision_frozen: bool
+    """Set by the trainer: the vision tower keeps its weights, so what was computed of an image stays true."""
+
+    async def weights_changed(self) -> None:
+        """The module's weights are new. When this returns, `version` has grown and the next turn samples with them."""
+        ...

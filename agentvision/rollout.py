@@ -11,6 +11,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -201,23 +202,28 @@ async def run_group(
     limits: Limits = Limits(),
     group: str = "",
     tools: Sequence[Mapping[str, object]] = (),
+    gate: AbstractAsyncContextManager[object] | None = None,
 ) -> Group:
-    """The `size` episodes of one sample, side by side, each with a seed of its own, made of the group's name."""
-    episodes = [
-        run_episode(
-            sample,
-            env=make_env(),
-            policy=policy,
-            store=store,
-            sampling=replace(sampling, seed=seed_for(sampling.seed, group or sample.id, k)),
-            limits=limits,
-            group=group or sample.id,
-            rollout=k,
-            tools=tools,
-        )
-        for k in range(size)
-    ]
-    trajectories = tuple(await asyncio.gather(*episodes))
+    """The `size` episodes of one sample, side by side, each with a seed of its own, made of the group's name.
+
+    An episode enters `gate` before it begins, and leaves it when it has ended.
+    """
+
+    async def episode(k: int) -> Trajectory:
+        async with gate or nullcontext():
+            return await run_episode(
+                sample,
+                env=make_env(),
+                policy=policy,
+                store=store,
+                sampling=replace(sampling, seed=seed_for(sampling.seed, group or sample.id, k)),
+                limits=limits,
+                group=group or sample.id,
+                rollout=k,
+                tools=tools,
+            )
+
+    trajectories = tuple(await asyncio.gather(*(episode(k) for k in range(size))))
     return Group(replace(sample, images=()), trajectories, name=group or sample.id)
 
 
@@ -231,31 +237,25 @@ async def rollout_groups(
     sampling: SamplingParams,
     limits: Limits = Limits(),
     tools: Sequence[Mapping[str, object]] = (),
-    in_flight: int = 64,
+    at_once: int | None = None,
 ) -> AsyncIterator[Group]:
-    """Groups of (name, sample) pairs in the order in which they finish, at most `in_flight` of them at work at a time.
+    """Groups of (name, sample) pairs in the order in which they finish, with at most `at_once` episodes in flight.
 
-    The name must be unique among groups in flight (a sample may be drawn twice). Leaving the iterator early cancels the
-    rest and frees what they held.
+    Episodes begin in the order of the samples. The name must be unique among them (a sample may be drawn twice). Leaving
+    the iterator early cancels the rest and frees what they held.
     """
-    waiting = iter(samples)
+    gate = None if at_once is None else asyncio.Semaphore(at_once)
     running: set[asyncio.Task[Group]] = set()
-
-    def start_some() -> None:
-        while len(running) < in_flight and (item := next(waiting, None)) is not None:
-            name, sample = item
-            work = run_group(
-                sample, size=size, make_env=make_env, policy=policy, store=store, sampling=sampling, limits=limits,
-                group=name, tools=tools,
-            )  # fmt: skip
-            running.add(asyncio.create_task(work, name=f"group {name}"))
-
+    for name, sample in samples:
+        work = run_group(
+            sample, size=size, make_env=make_env, policy=policy, store=store, sampling=sampling, limits=limits,
+            group=name, tools=tools, gate=gate,
+        )  # fmt: skip
+        running.add(asyncio.create_task(work, name=f"group {name}"))
     try:
-        start_some()
         while running:
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             running.difference_update(done)
-            start_some()
             for task in done:
                 yield task.result()
     finally:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from plain_loop import PlainLoop
 
 from agentvision import build
 from agentvision.data import open_questions
-from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
@@ -24,15 +19,13 @@ from agentvision.seeds import seed_for
 from agentvision.tokens import token_count
 from agentvision.tracking import Tracker, read_metrics
 from agentvision.train.checkpoint import Checkpoints
-from agentvision.train.collect import Collected
 from agentvision.train.grpo import GRPO
-from agentvision.train.guard import BadSteps
-from agentvision.train.learner import make_accelerator, make_learner
+from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.learner import freeze, make_accelerator, make_learner
 from agentvision.train.optimizer import make_optimizer
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import seed_everything
-from agentvision.train.update import UpdateStats, freeze
 from agentvision.types import Trajectory
 
 
@@ -72,36 +65,8 @@ def _cost(clock: tuple[float, float], phases: tuple[float, float, float], groups
     )
 
 
-class _OneStep:
-    """In place of the run's `Interruption`: no signal before a step, one after it."""
-
-    def __init__(self) -> None:
-        self.steps_left = 0
-
-    @property
-    def received(self) -> signal.Signals | None:
-        self.steps_left -= 1
-        return None if self.steps_left >= 0 else signal.SIGTERM
-
-    def may_cancel(self) -> AbstractContextManager[None]:
-        """Nothing interrupts a benchmark."""
-        return nullcontext()
-
-
-class _Loop(GRPO):
-    """The framework's loop, which keeps what its last step collected."""
-
-    collected: Collected
-
-    def record(
-        self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
-    ) -> None:
-        self.collected = collected
-        super().record(collected, updates, store, more)
-
-
 class FrameworkSide:
-    """`GRPO.loop` as `agentvision train` runs it, metrics and trajectories included, stopped after each step."""
+    """`GRPO.one_step` as `agentvision train` runs it, metrics and trajectories included."""
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
@@ -109,9 +74,8 @@ class FrameworkSide:
         accelerator = make_accelerator(recipe)
         self.learner = make_learner(recipe, accelerator, model=None, reference=None)
         self.start = {name: tensor.clone() for name, tensor in self.learner.model.state_dict().items()}
-        self.gate = _OneStep()
         out.mkdir(parents=True)
-        self.loop = _Loop(
+        self.grpo = GRPO(
             recipe=recipe,
             learner=self.learner,
             accelerator=accelerator,
@@ -122,7 +86,7 @@ class FrameworkSide:
             tracker=Tracker.open(out, recipe),
             journal=Journal(out),
             progress=StepProgress(recipe.name, total=recipe.trainer.steps, quiet=True),
-            interruption=self.gate,  # type: ignore[arg-type]
+            interruption=Interruption(),
         )
 
     async def warm_up(self) -> None:
@@ -131,16 +95,15 @@ class FrameworkSide:
 
     async def step(self, number: int) -> StepCost:
         """The step on the `number`-th batch of prompts, from the starting weights."""
-        self.loop.prompts.cursor = number * self.recipe.trainer.prompts_per_step
+        self.grpo.prompts.cursor = number * self.recipe.trainer.prompts_per_step
         self.learner.model.load_state_dict(self.start)
         self.learner.optimizer.state.clear()
-        self.learner.policy.weights_changed()
-        self.gate.steps_left = 1
+        await self.learner.policy.weights_changed()
         began, cpu = time.perf_counter(), time.process_time()
-        await self.loop.loop()
+        collected = await self.grpo.one_step()
         clock = time.perf_counter() - began, time.process_time() - cpu
         row = read_metrics(self.out)[-1]
-        groups = [list(scored.group.trajectories) for scored in self.loop.collected.groups]
+        groups = [list(scored.group.trajectories) for scored in collected.groups]
         return _cost(
             clock,
             (row["time_rollout_s"], row["time_reward_s"], row["time_update_s"]),

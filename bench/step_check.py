@@ -65,7 +65,7 @@ def _need(true: bool, otherwise: str) -> None:
 
 async def _rollouts(framework: FrameworkSide, store: ImageStore, prompts: int) -> list[Trajectory]:
     recipe, learner = framework.recipe, framework.learner
-    questions = framework.loop.prompts._samples
+    questions = framework.grpo.prompts._samples
     groups = rollout_groups(
         [(f"check{k}", questions[k]) for k in range(prompts)],
         size=recipe.algorithm.group_size,

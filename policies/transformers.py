@@ -207,7 +207,7 @@ class TransformersPolicy:
             await asyncio.to_thread(worker.join)
         self._engine.reset()
 
-    def weights_changed(self) -> None:
+    async def weights_changed(self) -> None:
         """Say that the module's weights are new: the version grows and nothing computed before is used again.
 
         Turns being sampled go on under the new weights, from what they have said so far.

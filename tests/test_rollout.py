@@ -196,37 +196,59 @@ async def test_a_group_shares_its_prompt_and_draws_its_own_seeds():
     assert len({r.session for r in policy.requests}) == len({r.sampling.seed for r in policy.requests}) == 4
 
 
-async def test_groups_come_as_they_finish_and_no_more_run_than_allowed():
+async def test_groups_come_as_they_finish():
     others_done = asyncio.Event()
 
     class Uneven(Script):
-        running = most = 0
-
         async def complete(self, request):
-            Uneven.running += 1
-            Uneven.most = max(Uneven.most, Uneven.running)
             await (others_done.wait() if request.group == "0" else asyncio.sleep(0))
-            Uneven.running -= 1
             return Completion("K7")
 
     samples = [(str(k), Sample(str(k), "?")) for k in range(6)]
     names = []
     async for group in rollout_groups(
-        samples, size=2, make_env=Env, policy=Uneven(), store=ImageStore(), sampling=SamplingParams(), in_flight=2
+        samples, size=2, make_env=Env, policy=Uneven(), store=ImageStore(), sampling=SamplingParams(), at_once=4
     ):
         names.append(group.sample.id)
         if len(names) == len(samples) - 1:
             others_done.set()
     assert sorted(names) == list("012345")
     assert names[-1] == "0"
-    assert Uneven.most <= 4
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 100])
+async def test_so_many_episodes_are_in_flight_as_allowed_and_they_begin_in_order(at_once):
+    begun, running, most = [], 0, 0
+
+    class Counted(Env):
+        async def reset(self, sample, *, seed):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            begun.append(sample.id)
+            await asyncio.sleep(0.002 * (len(begun) % 3))
+            return await super().reset(sample, seed=seed)
+
+        async def close(self):
+            nonlocal running
+            running -= 1
+
+    samples = [(str(k), Sample(str(k), "?")) for k in range(4)]
+    stream = rollout_groups(
+        samples, size=3, make_env=Counted, policy=Script("K7"), store=ImageStore(), sampling=SamplingParams(),
+        at_once=at_once,
+    )  # fmt: skip
+    groups = [group async for group in stream]
+    assert most == min(at_once, 12)
+    assert begun == [str(k) for k in range(4) for _ in range(3)]
+    assert all([t.rollout for t in group.trajectories] == [0, 1, 2] for group in groups)
 
 
 async def test_leaving_early_cancels_the_rest():
     policy = Script("K7", delay_s=0.01)
     samples = [(str(k), Sample(str(k), "?")) for k in range(8)]
     stream = rollout_groups(
-        samples, size=2, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams(), in_flight=4
+        samples, size=2, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams(), at_once=4
     )
     async for _ in stream:
         break

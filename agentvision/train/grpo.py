@@ -1,6 +1,6 @@
 """Multi-turn GRPO: rollout → reward → advantage → loss → step → sync, until the recipe's steps are done.
 
-The loop reads top to bottom in `GRPO.loop`; what each line stands for lives in a module of its own (collect, advantages,
+A step reads top to bottom in `GRPO.one_step`; what each line stands for lives in a module of its own (collect, advantages,
 losses, update, checkpoint), and what stands around it (the run's folder, resuming, export) in `run`. Every rank of an
 accelerate launch rolls out its own prompts with its own copy of the weights; the loss is normalised over all of them.
 
@@ -26,6 +26,7 @@ from agentvision.errors import TrainingStopped
 from agentvision.evaluate.run import ask
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
+from agentvision.policy import Policy
 from agentvision.recipe import Recipe
 from agentvision.rollout import rollout_groups
 from agentvision.seeds import seed_for
@@ -36,7 +37,7 @@ from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
 from agentvision.train.guard import BadSteps, Interruption
 from agentvision.train.learner import Learner
-from agentvision.train.lockstep import Lockstep
+from agentvision.train.lockstep import Batching, Lockstep
 from agentvision.train.metrics import rollout_metrics, update_metrics
 from agentvision.train.optimizer import learning_rate, set_learning_rate
 from agentvision.train.progress import StepProgress
@@ -88,35 +89,41 @@ class GRPO:
         """Train until the last step, a signal, or a reason to stop."""
         settings = self.recipe.trainer
         while self.step < settings.steps and self.interruption.received is None:
-            began = time.perf_counter()
-            store = ImageStore()
-            # rollout and reward
-            collected = await self.collect(store)
-            self.check_invalid(collected, store)
-            # advantage
-            groups = [examples_of(scored) for scored in collected.with_signal]
-            # loss and step
-            updating = time.perf_counter()
-            self.progress.phase("update")
-            rate = learning_rate(self.step, settings, steps=settings.steps)
-            updates = self.update(groups, collected, store, rate)
-            # sync
-            self.learner.policy.weights_changed()
-            self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
-            ended = time.perf_counter()
-            times = {
-                "time_rollout_s": collected.rollout_s,
-                "time_reward_s": collected.reward_s,
-                "time_update_s": ended - updating,
-                "time_step_s": ended - began,
-            }
-            more = {"lr": rate, "resample_rounds": collected.rounds - 1, **times}
-            try:
-                more |= await self.evaluate()
-            finally:  # a signal may cut the evaluation off; the step is done all the same
-                self.record(collected, updates, store, more)
+            await self.one_step()
             if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
                 self.save()
+
+    async def one_step(self) -> Collected:
+        """One step, whole and recorded; what it rolled out."""
+        settings = self.recipe.trainer
+        began = time.perf_counter()
+        store = ImageStore()
+        # rollout and reward
+        collected = await self.collect(store)
+        self.check_invalid(collected, store)
+        # advantage
+        groups = [examples_of(scored) for scored in collected.with_signal]
+        # loss and step
+        updating = time.perf_counter()
+        self.progress.phase("update")
+        rate = learning_rate(self.step, settings, steps=settings.steps)
+        updates = self.update(groups, collected, store, rate)
+        # sync
+        await self.learner.policy.weights_changed()
+        self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
+        ended = time.perf_counter()
+        times = {
+            "time_rollout_s": collected.rollout_s,
+            "time_reward_s": collected.reward_s,
+            "time_update_s": ended - updating,
+            "time_step_s": ended - began,
+        }
+        more = {"lr": rate, "resample_rounds": collected.rounds - 1, **times}
+        try:
+            more |= await self.evaluate()
+        finally:  # a signal may cut the evaluation off; the step is done all the same
+            self.record(collected, updates, store, more)
+        return collected
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
@@ -125,11 +132,10 @@ class GRPO:
         done = 0
 
         def rollout(named: Sequence[tuple[str, Sample]], seed: int) -> AsyncIterator[Group]:
-            size = recipe.algorithm.group_size
-            at_once = recipe.policy.concurrency or len(named) * size
-            policy = learner.policy
-            if learner.lockstep and at_once >= len(named) * size:
-                policy = Lockstep(policy, episodes=len(named) * size)
+            size, at_once = recipe.algorithm.group_size, recipe.policy.concurrency
+            policy: Policy = learner.policy
+            if learner.lockstep and isinstance(policy, Batching):
+                policy = Lockstep(policy, episodes=len(named) * size, at_once=at_once)
             return rollout_groups(
                 named,
                 size=size,
@@ -139,7 +145,7 @@ class GRPO:
                 sampling=build.sampling_of(recipe, seed=seed),
                 limits=build.limits_of(recipe),
                 tools=[tool.schema for tool in learner.tools],
-                in_flight=max(1, at_once // size),
+                at_once=at_once,
             )
 
         def count(group: Group) -> None:

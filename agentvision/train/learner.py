@@ -5,23 +5,28 @@ The policy and the trainer share one model in this process; "sync" is telling th
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from agentvision import build
 from agentvision.errors import ModelError, PluginError, RunError
+from agentvision.policy import TrainablePolicy
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.tokens import Codec
 from agentvision.tool import Tool
 from agentvision.train.export import save_model
 from agentvision.train.forward import SampledTokens
+from agentvision.train.lockstep import Batching
 from agentvision.train.optimizer import make_optimizer
-from agentvision.train.update import Updater, freeze, make_reference
+from agentvision.train.update import Updater
 from agentvision.vision_tower import use_window_batches
 
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -31,9 +36,9 @@ _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 class Learner:
     """`source` is the folder or hub id that the model's small files come from."""
 
-    policy: Any
-    """A trainable policy: besides `Policy`, it has `model` and `weights_changed`."""
+    policy: TrainablePolicy
     model: Any
+    """The module that is trained: `policy.model`."""
     codec: Codec
     tools: list[Tool]
     rewards: Rewards
@@ -85,26 +90,21 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     if recipe.model.device == "auto":
         settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
         recipe = recipe.model_copy(update={"model": settings})
-    policy: Any = build.build_policy(recipe, model=str(model) if model else None)
-    if not policy.trainable or policy.codec is None:
-        raise PluginError(
-            f"policy.backend {recipe.policy.backend!r} cannot be trained: it does not give the exact ids and log-probs of "
-            "what was sampled. Train with 'transformers', then use the exported model with any backend"
-        )
-    net = policy.model
+    policy, codec = _trainable(recipe, model)
+    net: Any = policy.model
     if recipe.model.gradient_checkpointing:
         net.gradient_checkpointing_enable()
     freeze(net, recipe.model.freeze)
     use_window_batches(net)
-    lockstep = accelerator.device.type == "cpu" and hasattr(policy, "submit")
-    if {"vision", "projector"} <= set(recipe.model.freeze) and hasattr(policy, "vision_frozen"):
+    lockstep = accelerator.device.type == "cpu" and isinstance(policy, Batching)
+    if {"vision", "projector"} <= set(recipe.model.freeze):
         policy.vision_frozen = not lockstep  # embeddings kept over steps would be missing after a resume
     if not any(p.requires_grad for p in net.parameters()):
         raise ModelError(f"model.freeze={list(recipe.model.freeze)!r} leaves nothing to train")
     scorer = SampledTokens(
         net,
         temperature=recipe.sampling.temperature,
-        banned_ids=policy.codec.banned_ids,
+        banned_ids=codec.banned_ids,
         entropy_grad=recipe.algorithm.entropy > 0,
         touch_all=accelerator.num_processes > 1,
     )
@@ -112,7 +112,7 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     if recipe.algorithm.kl.coef > 0:
         kept = make_reference(scorer)
         if model is not None:  # a resumed run: the reference is what the run started from
-            start: Any = build.build_policy(recipe, model=str(reference) if reference else None)
+            start, _ = _trainable(recipe, reference)
             kept.model.load_state_dict(start.model.state_dict())
     optimizer = make_optimizer(net, recipe.trainer)
     prepared, optimizer = accelerator.prepare(scorer.to(accelerator.device), optimizer)
@@ -124,13 +124,13 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         grad_clip=recipe.trainer.grad_clip,
         micro_batch_tokens=recipe.trainer.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(accelerator.device.type, 16384),
         max_tokens=recipe.sampling.max_tokens,
-        merge=policy.codec.vision.merge,
+        merge=codec.vision.merge,
         reference=kept,
     )
     return Learner(
         policy=policy,
         model=net,
-        codec=policy.codec,
+        codec=codec,
         tools=build.build_tools(recipe),
         rewards=build.build_rewards(recipe),
         optimizer=optimizer,
@@ -138,3 +138,28 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         source=build.model_path(recipe.model.path),
         lockstep=lockstep,
     )
+
+
+def _trainable(recipe: Recipe, model: Path | None) -> tuple[TrainablePolicy, Codec]:
+    """The recipe's policy, with the weights of the folder `model` where there is one. Raises `PluginError`."""
+    policy = build.build_policy(recipe, model=model)
+    if not isinstance(policy, TrainablePolicy) or not policy.trainable or policy.codec is None:
+        raise PluginError(
+            f"policy.backend {recipe.policy.backend!r} cannot be trained: it does not give the exact ids and log-probs of "
+            "what was sampled. Train with 'transformers', then use the exported model with any backend"
+        )
+    return policy, policy.codec
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Keep the weights of `vision` (the tower) or `projector` (what joins it to the language model)."""
+    visual = cast("Any", model).model.visual
+    for name, parameter in visual.named_parameters():
+        part = "projector" if name.startswith("merger.") else "vision"
+        parameter.requires_grad_(part not in parts)
+
+
+def make_reference(scorer: SampledTokens) -> SampledTokens:
+    """A frozen copy of what is about to be trained."""
+    reference = copy.deepcopy(scorer).eval()
+    return cast("SampledTokens", reference.requires_grad_(False))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agentvision.policy import Completion, Request
 from agentvision.tokens import Codec
 
 
+@runtime_checkable
 class Batching(Protocol):
     """What a policy needs to be run in lockstep: `submit` queues turns that join the batch together, in order."""
 
@@ -30,13 +31,17 @@ class Batching(Protocol):
 
 
 class Lockstep:
-    """A policy around another for a known number of episodes, each of which has to run (or be released) to its end."""
+    """A policy around another for a known number of episodes, each of which has to run (or be released) to its end.
+
+    With `at_once`, only so many of them run at a time, and the next begins as one ends.
+    """
 
     trainable = True
 
-    def __init__(self, policy: Batching, *, episodes: int) -> None:
+    def __init__(self, policy: Batching, *, episodes: int, at_once: int | None = None) -> None:
         self._policy = policy
         self._live = episodes
+        self._at_once = episodes if at_once is None else at_once
         self._waiting: list[tuple[Request, asyncio.Future[Awaitable[Completion]]]] = []
         self.codec: Codec | None = policy.codec
 
@@ -68,7 +73,7 @@ class Lockstep:
         """The policy inside stays open: it is not this one's."""
 
     def _go_if_all_wait(self) -> None:
-        if not self._waiting or len(self._waiting) < self._live:
+        if not self._waiting or len(self._waiting) < min(self._live, self._at_once):
             return
         # An episode that was cancelled just now has not taken its request back yet.
         batch = sorted((e for e in self._waiting if not e[1].done()), key=lambda entry: entry[0].session)

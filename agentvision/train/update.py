@@ -8,7 +8,6 @@ trainer, and later ones (several mini-batches, several epochs) are clipped again
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -231,17 +230,3 @@ class _Counts:
     loss: LossCounts
     spare: int
     """Micro-batches at the end that only keep this rank in step with the others."""
-
-
-def freeze(model: nn.Module, parts: Sequence[str]) -> None:
-    """Keep the weights of `vision` (the tower) or `projector` (what joins it to the language model)."""
-    visual = cast("Any", model).model.visual
-    for name, parameter in visual.named_parameters():
-        part = "projector" if name.startswith("merger.") else "vision"
-        parameter.requires_grad_(part not in parts)
-
-
-def make_reference(scorer: SampledTokens) -> SampledTokens:
-    """A frozen copy of what is about to be trained."""
-    reference = copy.deepcopy(scorer).eval()
-    return cast("SampledTokens", reference.requires_grad_(False))

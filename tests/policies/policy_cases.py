@@ -87,3 +87,16 @@ def uncached_logprobs(model, codec, talk, *, temperature=1.0):
 
 def recorded_logprobs(talk):
     return torch.tensor([p for s in talk.segments if isinstance(s, TextSegment) and s.logprobs for p in s.logprobs])
+
+
+def assert_exact(model, codec, talk, *, temperature=1.0):
+    assert len(recorded_logprobs(talk)) == sum(len(c.ids) for c in talk.completions)
+    expected = uncached_logprobs(model, codec, talk, temperature=temperature)
+    torch.testing.assert_close(recorded_logprobs(talk), expected, atol=1e-4, rtol=0)
+
+
+async def run(talk, policy, turns, *, image_every=True, **sampling):
+    for k in range(turns):
+        await talk.turn(policy, **({"max_tokens": 4 + 3 * k + talk.seed % 4} | sampling))
+        if k + 1 < turns:
+            talk.reply(image=picture(100 + talk.seed, width=64) if image_every else None)

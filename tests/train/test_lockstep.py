@@ -61,3 +61,21 @@ async def test_an_episode_that_is_cancelled_holds_nobody_up():
         await policy.release("b")
     await first
     assert inner.batches == [["a"]]
+
+
+async def test_with_fewer_at_once_the_batches_still_depend_on_nothing_but_the_requests():
+    turns = {"a": 2, "b": 1, "c": 3, "d": 1, "e": 0, "f": 2, "g": 1}
+    seen = []
+    for _ in range(5):
+        inner, gate = Recorder(), asyncio.Semaphore(3)
+        policy = Lockstep(inner, episodes=len(turns), at_once=3)
+
+        async def gated(name, policy=policy, gate=gate):
+            async with gate:
+                await episode(policy, name, turns[name])
+
+        await asyncio.wait_for(asyncio.gather(*(gated(name) for name in turns)), 10)
+        assert max(map(len, inner.batches)) <= 3
+        seen.append(inner.batches)
+    assert seen[0] == [["a", "b", "c"], ["a", "c", "d"], ["c", "f", "g"], ["f"]]
+    assert all(batches == seen[0] for batches in seen)

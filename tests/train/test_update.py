@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from agentvision.recipe.schema import KL, Algorithm
 from agentvision.train.batch import Example
 from agentvision.train.forward import SampledTokens
-from agentvision.train.update import Updater, freeze, make_reference
+from agentvision.train.learner import freeze, make_reference
+from agentvision.train.update import Updater
 from agentvision.types import TextSegment
 
 from .conftest import BANNED, MERGE, ledgers, pixels, tiny_model
