@@ -1,0 +1,244 @@
+"""One call, from the question to the reply: slot → rates → breaker → money → attempt, and again after a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import stamina
+
+from agentvision.chat.breaker import Breaker
+from agentvision.chat.errors import ChatError, ChatFailed, ChatRefused, ChatSetupError, Fault
+from agentvision.chat.limits import Budget, Rate
+from agentvision.chat.network import on_network
+from agentvision.chat.provider import Completion, Prices, connect
+from agentvision.chat.replies import Reply, Usage
+
+Messages = Sequence[Mapping[str, Any]]
+"""As the OpenAI protocol has them: role and content, the content a text or a list of parts."""
+
+BACKOFF_S = 0.5
+"""Before the second attempt; doubled with each further one, up to `MAX_WAIT_S`, and jittered."""
+MAX_WAIT_S = 20.0
+"""The longest wait of this kind. One that the provider asks for (`Retry-After`) is cut at `patience_s`."""
+CHARS_PER_TOKEN = 3.0
+IMAGE_TOKENS = 1500.0
+"""Estimates on the safe side, for rates and the ceiling; corrected by what the provider reports."""
+
+
+class Chat:
+    """A chat model by litellm's name of it, as `openai/gpt-4o`; a server of one's own is `openai/NAME` with `api_base`.
+
+    Args:
+        api_base: address of an OpenAI-compatible server, or of a gateway.
+        api_key_env: the variable that holds the key; without, the provider's usual one (and none for `api_base`).
+        temperature: not sent when None, for models that refuse it.
+        max_tokens: of a reply.
+        timeout_s: of one attempt, from the request to the body's last byte.
+        attempts: of one call.
+        patience_s: how long a provider may fail before callers are told at once.
+        concurrency: attempts in flight at a time.
+        requests_per_minute, tokens_per_minute: limits to keep below, counted over any 60 s.
+        max_cost_usd: no request is sent that could take the sum above it.
+        prices: US dollars a million prompt and completion tokens, for models that litellm has no price of.
+        json_schema: whether the model can be held to a schema; None: as litellm says.
+        settings: further parameters of the request (`top_p`, `seed`, `reasoning_effort` …).
+
+    Raises `ChatSetupError` for what would make every call fail. Safe in threads and across event loops.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        api_base: str | None = None,
+        api_key_env: str | None = None,
+        temperature: float | None = 0.0,
+        max_tokens: int = 1024,
+        timeout_s: float = 30.0,
+        attempts: int = 4,
+        patience_s: float = 30.0,
+        concurrency: int = 64,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_cost_usd: float | None = None,
+        prices: Sequence[float] | None = None,
+        json_schema: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        counts = {"max_tokens": max_tokens, "attempts": attempts, "concurrency": concurrency, "timeout_s": timeout_s}
+        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        for name, value in {**counts, **limits, "max_cost_usd": max_cost_usd}.items():
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ChatSetupError(f"{name}={value!r}: must be above 0.", reason="bad_setting")
+        if prices is not None and (len(prices) != 2 or min(prices) < 0):
+            raise ChatSetupError(
+                f"prices={prices!r}: two numbers, US dollars a million prompt and completion tokens.",
+                reason="bad_setting",
+            )
+        given = None if prices is None else Prices(prices[0] / 1e6, prices[1] / 1e6)
+        self._endpoint = connect(model, api_base=api_base, api_key_env=api_key_env, prices=given, schemas=json_schema)
+        if max_cost_usd is not None and self._endpoint.prices is None:
+            raise ChatSetupError(
+                f"max_cost_usd={max_cost_usd!r}: no price is known for {model}, so the ceiling could not be kept. Give prices "
+                "(US dollars a million prompt and completion tokens; [0, 0] for a server of your own).",
+                reason="unknown_price",
+            )
+        self.model = model
+        self.max_tokens = max_tokens
+        self.timeout_s = timeout_s
+        self.attempts = attempts
+        self.patience_s = patience_s
+        self._settings = {"max_tokens": max_tokens, **({} if temperature is None else {"temperature": temperature})}
+        self._settings |= settings or {}
+        self._slots = asyncio.Semaphore(concurrency)
+        self._requests = None if requests_per_minute is None else Rate(requests_per_minute)
+        self._tokens = None if tokens_per_minute is None else Rate(tokens_per_minute)
+        self._breaker = Breaker(self._endpoint.name, patience_s)
+        self._budget = Budget(max_cost_usd)
+        self._usage = Usage()
+
+    def __repr__(self) -> str:
+        return f"Chat({self._endpoint.name!r})"
+
+    @property
+    def usage(self) -> Usage:
+        """Counts so far; what happened in between is the difference of two."""
+        return self._usage
+
+    @property
+    def priced(self) -> bool:
+        """Whether the cost of a reply is known."""
+        return self._endpoint.prices is not None
+
+    async def ask(self, messages: Messages, *, schema: Mapping[str, Any] | None = None) -> Reply:
+        """The model's reply. Raises `ChatError`, with its reason.
+
+        A `schema` holds the reply to it where the provider can (`Reply.structured`); elsewhere it is left out, so the messages
+        should say what form is wanted.
+        """
+        return await on_network(self._ask(messages, schema if self._endpoint.schemas else None))
+
+    async def close(self) -> None:
+        """Nothing to do today: connections are shared by all models and end with the process."""
+
+    async def _ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
+        began = time.monotonic()
+        tokens = _estimate(messages)
+        tried = 0
+        self._count(calls=1)
+        try:
+            async for attempt in stamina.retry_context(
+                on=self._wait_s, attempts=self.attempts, timeout=None, wait_initial=BACKOFF_S, wait_max=MAX_WAIT_S
+            ):
+                with attempt:
+                    tried = attempt.num
+                    completion = await self._attempt(messages, schema, tokens, again=tried > 1)
+        except Fault as fault:
+            error = ChatFailed(f"{fault} (after {tried} attempts)", reason=fault.reason)
+        except ChatError as refusal:
+            error = refusal
+        else:
+            seconds = time.monotonic() - began
+            self._count(replies=1, seconds=seconds)
+            prompt, words = completion.usage or (0, 0)
+            cost = self._cost(completion)
+            return Reply(completion.text, prompt, words, cost, seconds, tried, completion.finish, schema is not None)
+        self._count(seconds=time.monotonic() - began, failures={error.reason: 1})
+        raise error
+
+    async def _attempt(
+        self, messages: Messages, schema: Mapping[str, Any] | None, tokens: float, *, again: bool
+    ) -> Completion:
+        async with self._slots:
+            taken = None if self._tokens is None else await self._tokens.take(tokens + self.max_tokens)
+            if self._requests is not None:
+                await self._requests.take(1)
+            async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt():
+                self._count(attempts=1, retries=int(again))
+                try:
+                    completion = await self._complete(messages, schema)
+                    self._pay(completion, tokens)
+                    if taken is not None and self._tokens is not None and completion.usage is not None:
+                        self._tokens.correct(taken, sum(completion.usage))
+                    return self._worded(completion)
+                except Fault as fault:
+                    self._count(faults={fault.reason: 1})
+                    raise
+
+    async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Completion:
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await self._endpoint.complete(
+                    messages, timeout_s=self.timeout_s, schema=schema, settings=self._settings
+                )
+        except TimeoutError:
+            raise Fault("timeout", f"{self._endpoint.name}: no whole reply within {self.timeout_s:g} s.") from None
+
+    def _worded(self, completion: Completion) -> Completion:
+        """The completion, if it says something."""
+        if completion.text.strip():
+            return completion
+        name = self._endpoint.name
+        if completion.finish == "length":
+            raise ChatRefused(
+                f"{name} used up max_tokens={self.max_tokens} before it said anything. Raise max_tokens.",
+                reason="cut_off",
+            )
+        if completion.finish == "content_filter":
+            raise ChatRefused(f"{name}: a content filter of the provider kept the reply.", reason="filtered")
+        raise Fault("empty", f"{name}: the reply is empty.")
+
+    def _most_usd(self, tokens: float) -> float:
+        return self._endpoint.prices.cost(tokens, self.max_tokens) if self._endpoint.prices else 0.0
+
+    def _cost(self, completion: Completion) -> float | None:
+        known = self._endpoint.prices is not None and completion.usage is not None
+        return self._endpoint.prices.cost(*completion.usage) if known else None
+
+    def _pay(self, completion: Completion, tokens: float) -> None:
+        """Count what a completion took, be it of use or not; without a report of usage the ceiling assumes the most."""
+        cost = self._cost(completion)
+        self._budget.spent_usd += self._most_usd(tokens) if cost is None else cost
+        prompt, words = completion.usage or (0, 0)
+        self._count(prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None))
+
+    def _wait_s(self, error: Exception) -> bool | float:
+        """Whether to try again, and after how long where the provider said so (never sooner, rather a little later)."""
+        if not isinstance(error, Fault):
+            return False
+        if error.retry_after_s is None:
+            return True  # stamina's: exponential, with jitter
+        return min(error.retry_after_s, self.patience_s) + random.uniform(0.0, BACKOFF_S)
+
+    def _count(self, **counts: Any) -> None:
+        self._usage += Usage(**counts)  # a new object, so that readers in other threads see whole counts
+
+
+def _estimate(messages: Messages) -> float:
+    """How many tokens the messages may be; images are counted, not measured."""
+    tokens = 8.0
+    for message in messages:
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
+            text = part.get("text")
+            tokens += 4 + (
+                len(text.encode(errors="replace")) / CHARS_PER_TOKEN if isinstance(text, str) else IMAGE_TOKENS
+            )
+    return tokens
+
+
+class _NoRetryLines(logging.Filter):
+    """stamina logs a warning for each retry; here they are counted instead (`Usage.faults`)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(getattr(record, "stamina.caused_by", "")).startswith("Fault(")
+
+
+logging.getLogger("stamina").addFilter(_NoRetryLines())
