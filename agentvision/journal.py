@@ -20,7 +20,7 @@ from agentvision._json_values import codec
 from agentvision.errors import RunError
 from agentvision.jsonl import JsonLines, read_lines
 from agentvision.run_folder import IMAGES, TRAJECTORIES
-from agentvision.types import SCHEMA_VERSION, ImageHash, Trajectory
+from agentvision.types import SCHEMA_VERSION, Group, ImageHash, Trajectory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,6 +114,22 @@ def read_trajectories(directory: Path | str) -> Iterator[JournalEntry]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{path}:{number}: not a trajectory of schema {SCHEMA_VERSION}: {error}") from error
         yield entry
+
+
+def in_groups(entries: Iterable[JournalEntry]) -> Iterator[tuple[int, Group]]:
+    """(step, group) of a journal's entries: the rollouts of a prompt stand one after another, counted from 0."""
+    step, members = 0, []
+    for entry in entries:
+        t = entry.trajectory
+        if members and not (
+            entry.step == step and t.sample.id == members[-1].sample.id and t.rollout > members[-1].rollout
+        ):
+            yield step, Group(members[0].sample, tuple(members))
+            members = []
+        step = entry.step
+        members.append(t)
+    if members:
+        yield step, Group(members[0].sample, tuple(members))
 
 
 def image_path(directory: Path | str, key: ImageHash) -> Path:

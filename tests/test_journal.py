@@ -16,7 +16,7 @@ from PIL import Image
 
 from agentvision.errors import RunError
 from agentvision.images import ImageStore
-from agentvision.journal import Journal, image_path, load_image, read_trajectories
+from agentvision.journal import Journal, JournalEntry, image_path, in_groups, load_image, read_trajectories
 from agentvision.types import (
     Affine,
     ImageSegment,
@@ -282,3 +282,28 @@ def test_a_missing_journal_and_a_missing_image_are_clear_errors(tmp_path: Path) 
         load_image(tmp_path, "ab12")
     with pytest.raises(RunError, match="not the hash"):
         image_path(tmp_path, "../../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("", []),
+        ("1a0", ["1a0"]),
+        ("1a0 1a1 1a2 1b0 1b1", ["1a0 1a1 1a2", "1b0 1b1"]),
+        ("1a0 1a1 1a0 1a1", ["1a0 1a1", "1a0 1a1"]),  # one question drawn twice in a step
+        ("1a0 1a1 2a0 2a1", ["1a0 1a1", "2a0 2a1"]),
+        ("1a0 1a2 2a3", ["1a0 1a2", "2a3"]),  # the next step's, though its count goes on
+        ("0a0 0b0 0b0", ["0a0", "0b0", "0b0"]),  # an evaluation: one a question
+    ],
+)
+def test_a_journals_groups_are_those_that_were_written(written: str, groups: list[str]) -> None:
+    """Each word is a step, a question and a rollout."""
+    entries = [
+        JournalEntry(int(step), Trajectory(Sample(name, "?"), (), (), (), StopReason.ANSWERED, rollout=int(rollout)))
+        for step, name, rollout in written.split()
+    ]
+    found = [
+        " ".join(f"{step}{group.sample.id}{t.rollout}" for t in group.trajectories)
+        for step, group in in_groups(entries)
+    ]
+    assert found == groups

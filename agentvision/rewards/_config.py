@@ -44,6 +44,17 @@ def parts_from_config(specs: Sequence[Mapping[str, Mapping[str, Any] | None]]) -
     return parts
 
 
+def settings_of(found: Any) -> dict[str, inspect.Parameter]:
+    """The settings that a plug-in takes in a recipe, besides `weight` and `timeout_s`. `**anything` is one of them."""
+    if not inspect.isclass(found):
+        found = found.function if isinstance(found, FunctionReward) else found
+        if not inspect.isroutine(found):  # a finished reward
+            return {}
+    parameters = list(inspect.signature(found).parameters.items())
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD)
+    return {name: p for name, p in parameters[0 if inspect.isclass(found) else 1 :] if p.kind in kinds}
+
+
 class _Problems(Exception):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
@@ -81,7 +92,7 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
     if not callable(found):
         raise _Problems([f"{where}: {found!r} is no reward: a class, a @reward function or a callable object is"])
     if inspect.isclass(found):
-        checked = _checked(where, settings, inspect.signature(found).parameters, _hints(found), skip=0)
+        checked = _checked(where, settings, settings_of(found), _hints(found))
         try:
             made = found(**checked)
         except (ValueError, TypeError) as error:
@@ -92,26 +103,18 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
     if inspect.isroutine(found):
         found = reward(found)
     if isinstance(found, FunctionReward):
-        function = found.function
-        checked = _checked(where, settings, inspect.signature(function).parameters, _hints(function), skip=1)
-        return found.configure(**checked)
+        return found.configure(**_checked(where, settings, settings_of(found), _hints(found.function)))
     if settings:
         raise _Problems([f"{where}.{key}: this reward takes no settings but weight and timeout_s" for key in settings])
     return found
 
 
 def _checked(
-    where: str,
-    settings: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    hints: Mapping[str, Any],
-    *,
-    skip: int,
+    where: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings, converted to the annotated types. `skip` parameters come first that are no settings."""
-    known = dict(list(parameters.items())[skip:])
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    known = {k: p for k, p in known.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    """The settings, converted to the annotated types."""
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     checked: dict[str, Any] = {}
     lines: list[str] = []
     for key, value in settings.items():

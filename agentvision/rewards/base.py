@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Concatenate, Generic, Protocol, TypeVar, overload
 
 from agentvision.rewards._boundary import as_score, as_scores, invoke
@@ -106,11 +107,16 @@ def reward(
 
 
 def takes_group(target: Callable[..., Any]) -> bool:
-    """Whether a reward's first parameter is a group: by its annotation, and without one by the name `group`."""
+    """Whether a reward's first parameter is a group: by its annotation, and without one by the name `group`.
+
+    Of a class, its instances are meant.
+    """
     if isinstance(target, FunctionReward):
         return target.group
+    own = inspect.isclass(target)
     try:
-        first = next(iter(inspect.signature(target).parameters.values()), None)
+        parameters = inspect.signature(target.__call__ if own else target).parameters.values()
+        first = next(islice(parameters, int(own), None), None)  # after `self`
     except (TypeError, ValueError):  # a builtin without a signature
         return False
     if first is None:

@@ -59,6 +59,22 @@ class WeightedPart:
     def judges_correctness(self) -> bool:
         return bool(getattr(self.reward, "judges_correctness", False))
 
+    async def score(self, group: Group) -> list[Score]:
+        """This part's score of each trajectory; a group reward reads the `correct` that stands there."""
+        if not self.group:
+            return await _score_each(self, group.trajectories)
+        scores = await score_group(self.reward, group, name=self.name, timeout_s=self.timeout_s)
+        return [_failure(t) or score for t, score in zip(group.trajectories, scores, strict=True)]
+
+    async def close(self) -> None:
+        """Free what the reward holds. Reports one that cannot, and raises nothing."""
+        try:
+            done = getattr(self.reward, "close", lambda: None)()
+            if inspect.isawaitable(done):
+                await done
+        except Exception as error:
+            _log.warning("reward %r could not be closed: %s: %s", self.name, type(error).__name__, error)
+
 
 @dataclass(frozen=True)
 class Rewards:
@@ -111,7 +127,7 @@ class Rewards:
         """
         trajectories = group.trajectories
         singles = [part for part in self.parts if not part.group]
-        columns = await asyncio.gather(*(_score_each(part, trajectories) for part in singles))
+        columns = await asyncio.gather(*(part.score(group) for part in singles))
         scores: list[dict[str, Score]] = [
             {part.name: column[index] for part, column in zip(singles, columns, strict=True)}
             for index in range(len(trajectories))
@@ -122,12 +138,10 @@ class Rewards:
         )
         groupwise = [part for part in self.parts if part.group]
         seen = replace(group, trajectories=judged)
-        columns = await asyncio.gather(
-            *(score_group(part.reward, seen, name=part.name, timeout_s=part.timeout_s) for part in groupwise)
-        )
+        columns = await asyncio.gather(*(part.score(seen) for part in groupwise))
         for part, column in zip(groupwise, columns, strict=True):
-            for t, s, score in zip(trajectories, scores, column, strict=True):
-                s[part.name] = _failure(t) or score
+            for s, score in zip(scores, column, strict=True):
+                s[part.name] = score
         env_pays = any(t.env_reward for t in trajectories)
         return replace(
             group,
@@ -156,12 +170,7 @@ class Rewards:
     async def close(self) -> None:
         """Free what the parts hold. One that cannot is reported and keeps none of the others from it."""
         for part in self.parts:
-            try:
-                done = getattr(part.reward, "close", lambda: None)()
-                if inspect.isawaitable(done):
-                    await done
-            except Exception as error:
-                _log.warning("reward %r could not be closed: %s: %s", part.name, type(error).__name__, error)
+            await part.close()
 
     def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
         score = scores.get(self.judge.name) if self.judge else None

@@ -11,6 +11,7 @@ import pytest
 
 from agentvision.errors import RecipeError
 from agentvision.rewards import Accuracy, Format, RatioPenalty, Rewards, reward
+from agentvision.rewards._config import settings_of
 from agentvision.rewards.compose import WeightedPart
 
 
@@ -216,3 +217,19 @@ async def test_a_recipe_may_give_a_function_more_time_than_it_asks_for(group, tr
     [late] = (await Rewards([WeightedPart(slow)]).score(group(trajectory("x")))).trajectories
     [done] = (await Rewards([WeightedPart(slow, timeout_s=5)]).score(group(trajectory("x")))).trajectories
     assert late.reward is None and done.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (RatioPenalty, ["rule", "threshold", "amount"]),
+        (Accuracy, ["rule", "tolerance", "min_similarity", "maths_timeout_s"]),
+        (Format, []),
+        (unannotated, ["level"]),
+        (lambda trajectory, limit=3: 1.0, ["limit"]),
+        (Free, ["anything"]),
+        (RatioPenalty(), []),
+    ],
+)
+def test_what_a_plugin_can_be_set_to(found, names):
+    assert list(settings_of(found)) == names
