@@ -127,7 +127,7 @@ def test_try_takes_the_step_that_is_named_and_shows_no_more_than_asked(
         (("accuracy", "=exact", "--answer", "x"), "the name is missing"),
         (("./own.py:brief", "--answer", "x"), "the setting 'limit' is missing"),
         (("ratio_penalty", "--answer", "x"), "scores groups: name the folder of a run"),
-        (("ratio_penalty", "nowhere"), "cannot read the journal"),
+        (("ratio_penalty", "nowhere"), "nowhere"),
         (("ratio_penalty", "own.py"), "name the folder of a run or evaluation"),
         (("ratio_penalty", "run", "--step", "7"), "no trajectory of step 7 stands there; it has steps 1 to 2"),
         (("ratio_penalty", "run", "run"), "one run at a time"),
