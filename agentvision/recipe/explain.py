@@ -92,17 +92,19 @@ def known_keys(loc: Loc) -> list[str]:
 
 def _inner(kind: Any, part: str) -> Any:
     """The type that a schema type holds under a key or index."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, Plugin):
-        field = kind.model_fields.get(part)
-        return _bare(field.annotation) if field else None
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        known = kind.own_keys() if issubclass(kind, Plugin) else kind.model_fields
+        return _bare(kind.model_fields[part].annotation) if part in known else None
     return _bare(get_args(kind)[0]) if get_origin(kind) is tuple else None
 
 
 def _bare(annotation: Any) -> Any:
-    """An annotation without `Annotated` and without `None`."""
+    """An annotation without `Annotated` and without `None`; of several types, the one that has keys."""
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [arg for arg in get_args(annotation) if arg is not type(None)]
+        if len(rest) > 1:
+            rest = [arg for arg in rest if isinstance(arg, type) and issubclass(arg, BaseModel)]
         return _bare(rest[0]) if len(rest) == 1 else None
     return annotation

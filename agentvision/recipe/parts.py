@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -10,6 +10,9 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
@@ -58,21 +61,51 @@ class Plugin(Section):
         ((name, params),) = data.items()
         if params is not None and not isinstance(params, dict):
             raise ValueError(f"the parameters of {name!r} must be a map, not {params!r}")
-        own = {key: value for key, value in (params or {}).items() if key in cls._own_keys()}
+        own = {key: value for key, value in (params or {}).items() if key in cls.own_keys()}
         return {"name": name, "params": {k: v for k, v in (params or {}).items() if k not in own}, **own}
 
     @classmethod
-    def _own_keys(cls) -> frozenset[str]:
+    def own_keys(cls) -> frozenset[str]:
         """Keys of the map that are this program's, not the plug-in's."""
         return frozenset(cls.model_fields) - {"name", "params"}
 
     @model_serializer
     def _to_file_form(self) -> dict[str, Any]:
-        return {self.name: {**{key: getattr(self, key) for key in sorted(self._own_keys())}, **self.params}}
+        return {self.name: {**{key: getattr(self, key) for key in sorted(self.own_keys())}, **self.params}}
+
+
+class WeightSchedule(Section):
+    """A weight that moves from one value to another during training."""
+
+    initial: float
+    """Weight at first."""
+    final: float
+    """Weight at last; also the one that evaluations take."""
+    steps: Positive
+    """Steps of training in which it moves."""
+    after: NotNegative = 0
+    """Steps of training before it moves."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """How it moves: `linear` evenly, `cosine` leaving and arriving gently."""
+
+
+_NUMBER = TypeAdapter(Annotated[float, Field(allow_inf_nan=False, strict=True)])
+
+
+def _number_or_schedule(value: Any) -> Any:
+    """Told apart before they are checked: the errors of a union would be those of both."""
+    if isinstance(value, dict | WeightSchedule):
+        return WeightSchedule.model_validate(value, strict=True)
+    try:
+        return _NUMBER.validate_python(value)
+    except ValidationError:
+        raise ValueError(
+            f"must be a number, or a map such as {{initial: 0, final: 0.5, steps: 100}}, not {value!r}"
+        ) from None
 
 
 class RewardPart(Plugin):
     """One part of the total reward."""
 
-    weight: float = 1.0
-    """Factor on the part's score in the total."""
+    weight: Annotated[float | WeightSchedule, PlainValidator(_number_or_schedule)] = 1.0
+    """Factor on the part's score in the total: a number, or a schedule."""

@@ -13,6 +13,7 @@ from agentvision.rewards.format import Format
 from agentvision.rewards.length_penalty import LengthPenalty
 from agentvision.rewards.maths import MathsError, MathsPool
 from agentvision.rewards.ratio_penalty import RatioPenalty
+from agentvision.rewards.schedule import Schedule
 from agentvision.rewards.tool_error_penalty import ToolErrorPenalty
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RatioPenalty",
     "Reward",
     "Rewards",
+    "Schedule",
     "ToolErrorPenalty",
     "WeightedPart",
     "reward",

@@ -15,6 +15,7 @@ from typing import Any
 from agentvision.errors import AgentVisionError, RecipeError, suggest
 from agentvision.rewards.base import FunctionReward, reward
 from agentvision.rewards.compose import WeightedPart
+from agentvision.rewards.schedule import Schedule
 
 _OWN_KEYS = ("weight", "timeout_s")
 """Settings of the composition; they never reach the reward."""
@@ -67,8 +68,14 @@ def _part(where: str, name: str, settings: dict[str, Any]) -> WeightedPart:
     own = {key: settings.pop(key) for key in _OWN_KEYS if key in settings}
     found = plugins.load("rewards", name)
     lines = []
+    if isinstance(own.get("weight"), Mapping):
+        try:
+            own["weight"] = _schedule(f"{where}.weight", own["weight"])
+        except _Problems as error:
+            lines += error.lines
+            del own["weight"]
     for key, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | Schedule):
             lines.append(f"{where}.{key}: {value!r} is not a number")
     try:
         made = _construct(where, found, settings)
@@ -80,6 +87,14 @@ def _part(where: str, name: str, settings: dict[str, Any]) -> WeightedPart:
         return WeightedPart(made, name=_short(name), **own)
     except ValueError as error:
         raise _Problems([f"{where}: {error}"]) from None
+
+
+def _schedule(where: str, settings: Mapping[str, Any]) -> Schedule:
+    checked = _checked(where, settings, settings_of(Schedule), _hints(Schedule), own=())
+    try:
+        return Schedule(**checked)
+    except ValueError as error:
+        raise _Problems([f"{where}: {error}"]) from error
 
 
 def _short(name: str) -> str:
@@ -110,16 +125,21 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
 
 
 def _checked(
-    where: str, settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
+    where: str,
+    settings: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    hints: Mapping[str, Any],
+    *,
+    own: Sequence[str] = _OWN_KEYS,
 ) -> dict[str, Any]:
-    """The settings, converted to the annotated types."""
+    """The settings, converted to the annotated types. `own` are keys that may stand beside them."""
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     checked: dict[str, Any] = {}
     lines: list[str] = []
     for key, value in settings.items():
         if key not in known and not free:
-            hint = suggest(str(key), (*known, *_OWN_KEYS))
+            hint = suggest(str(key), (*known, *own))
             lines.append(f"{where}.{key}: no such setting (value {value!r}).{hint}")
             continue
         try:

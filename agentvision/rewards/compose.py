@@ -21,6 +21,7 @@ from typing import Any
 from agentvision.errors import RecipeError
 from agentvision.rewards._boundary import as_score, score_group, score_trajectory
 from agentvision.rewards.base import DEFAULT_TIMEOUT_S, FunctionReward, grading_key, reward_name, takes_group
+from agentvision.rewards.schedule import Schedule
 from agentvision.types import Group, Score, StopReason, Trajectory
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class WeightedPart:
 
     reward: Callable[..., Any]
     """A `Reward` or a `GroupReward`."""
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
+    """Factor on its score in the total; a schedule moves it during training."""
     name: str = ""
     """Under which its scores stand; empty takes the reward's own."""
     timeout_s: float = 0.0
@@ -46,7 +48,7 @@ class WeightedPart:
     """Whether it scores groups."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.weight):
+        if not isinstance(self.weight, Schedule) and not math.isfinite(self.weight):
             raise ValueError(f"weight is {self.weight!r}; it is a finite number")
         object.__setattr__(self, "name", self.name or reward_name(self.reward))
         own = float(getattr(self.reward, "timeout_s", DEFAULT_TIMEOUT_S))
@@ -54,6 +56,12 @@ class WeightedPart:
             object.__setattr__(self, "reward", replace(self.reward, timeout_s=self.timeout_s))
         object.__setattr__(self, "timeout_s", self.timeout_s or own)
         object.__setattr__(self, "group", takes_group(self.reward))
+
+    def weight_at(self, step: int | None) -> float:
+        """The weight in force when `step` steps of training are done; None: where its schedule ends."""
+        if not isinstance(self.weight, Schedule):
+            return self.weight
+        return self.weight.final if step is None else self.weight.at(step)
 
     @property
     def judges_correctness(self) -> bool:
@@ -120,9 +128,15 @@ class Rewards:
     def names(self) -> tuple[str, ...]:
         return tuple(part.name for part in self.parts)
 
-    async def score(self, group: Group) -> Group:
+    def scheduled(self, step: int) -> dict[str, float]:
+        """The weights in force when `step` steps are done of the parts whose weight moves, by name."""
+        return {part.name: part.weight_at(step) for part in self.parts if isinstance(part.weight, Schedule)}
+
+    async def score(self, group: Group, *, step: int | None = None) -> Group:
         """The group with `scores`, `reward` and `correct` on every trajectory.
 
+        Weights are those in force when `step` steps of training are done. None, as in an evaluation, takes those at the
+        end of their schedules, so that totals compare whenever they were measured.
         What a reward does wrong (raising, hanging, rubbish) is an invalid score; nothing of it is raised here.
         """
         trajectories = group.trajectories
@@ -146,7 +160,8 @@ class Rewards:
         return replace(
             group,
             trajectories=tuple(
-                self._total(t, s, c, env_pays=env_pays) for t, s, c in zip(trajectories, scores, correct, strict=True)
+                self._total(t, s, c, env_pays=env_pays, step=step)
+                for t, s, c in zip(trajectories, scores, correct, strict=True)
             ),
         )
 
@@ -177,9 +192,15 @@ class Rewards:
         return None if score is None or score.value is None else score.value >= 0.5
 
     def _total(
-        self, trajectory: Trajectory, scores: Mapping[str, Score], correct: bool | None, *, env_pays: bool
+        self,
+        trajectory: Trajectory,
+        scores: Mapping[str, Score],
+        correct: bool | None,
+        *,
+        env_pays: bool,
+        step: int | None,
     ) -> Trajectory:
-        weights = {part.name: part.weight for part in self.parts}
+        weights = {part.name: part.weight_at(step) for part in self.parts}
         in_order = {name: scores[name] for name in weights}
         if env_pays:
             in_order[ENV_PART] = _failure(trajectory) or as_score(trajectory.env_reward)

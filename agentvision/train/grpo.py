@@ -107,6 +107,7 @@ class GRPO:
         updating = time.perf_counter()
         self.progress.phase("update")
         rate = learning_rate(self.step, settings, steps=settings.steps)
+        prices = self.learner.rewards.scheduled(self.step)
         updates = self.update(groups, collected, store, rate)
         # sync
         await self.learner.policy.weights_changed()
@@ -118,7 +119,7 @@ class GRPO:
             "time_update_s": ended - updating,
             "time_step_s": ended - began,
         }
-        more = {"lr": rate, "resample_rounds": collected.rounds - 1, **times}
+        more = {"lr": rate, "weight": prices, "resample_rounds": collected.rounds - 1, **times}
         try:
             more |= await self.evaluate()
         finally:  # a signal may cut the evaluation off; the step is done all the same
@@ -157,7 +158,7 @@ class GRPO:
             return await collect(
                 self.prompts,
                 rollout=rollout,
-                score=learner.rewards.score,
+                score=partial(learner.rewards.score, step=self.step),
                 wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
                 max_rounds=recipe.algorithm.resample.max_rounds,
                 normalise=recipe.algorithm.advantage_std,

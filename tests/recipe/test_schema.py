@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from agentvision.recipe import Recipe
+from agentvision.recipe import Recipe, differing_keys, resolved_yaml
 from agentvision.recipe.parts import Plugin, RewardPart
 from agentvision.recipe.schema import Section
 
@@ -101,3 +101,34 @@ def test_importing_recipes_loads_no_heavy_library() -> None:
 def test_a_recipe_made_in_python_is_checked_too() -> None:
     with pytest.raises(ValidationError, match="training needs at least one reward"):
         Recipe.model_validate({"name": "x", "model": {"path": "m"}, "data": {"source": "d"}})
+
+
+@pytest.mark.parametrize(
+    ("weight", "problem"),
+    [
+        ("heavy", "3:21: rewards.1.format.weight: must be a number, or a map such as {initial: 0, "),
+        ("'0.5'", "3:21: rewards.1.format.weight: must be a number"),
+        ("true", "3:21: rewards.1.format.weight: must be a number"),
+        ("{initial: 0, steps: 9}", "3:13: rewards.1.format.weight.final: is required"),
+        ("{initial: 0, final: 1, steps: 0}", "3:51: rewards.1.format.weight.steps: must be greater than or equal to 1"),
+        ("{initial: 0, final: a, steps: 9}", "3:41: rewards.1.format.weight.final: must be a number, not 'a'"),
+        ("{initial: 0, final: 1, stpes: 9}", "3:44: rewards.1.format.weight.stpes: unknown key 'stpes'; did you mean"),
+        ("{initial: 0, final: 1, steps: 9, shape: cosin}", "not 'cosin'; did you mean 'cosine'?"),
+    ],
+)
+def test_a_weight_that_is_neither_a_number_nor_a_schedule(write: Write, weight: str, problem: str) -> None:
+    message = fails(write(f"rewards: [accuracy,\n  {{format: {{weight: {weight}}}}}]\n"))
+    assert problem in message
+
+
+def test_a_weights_schedule_is_written_resolved_and_changed(write: Write) -> None:
+    schedule = "{initial: 0, final: 0.5, steps: 100, shape: cosine}"
+    recipe = load(write(), f"rewards.format.weight={schedule}", "rewards.format.weight.after=7")
+    weight = {"initial": 0, "final": 0.5, "steps": 100, "after": 7, "shape": "cosine"}
+    assert recipe.rewards[1].model_dump() == {"format": {"weight": weight}}
+    assert load(write(resolved_yaml(recipe), base=False)) == recipe
+    assert differing_keys(recipe, load(write())) == (
+        "rewards.1.format.weight",
+        *(f"rewards.1.format.weight.{key}" for key in sorted(weight)),
+    )
+    assert load(write(), f"rewards.format.weight={schedule}", "rewards.format.weight=2").rewards[1].weight == 2

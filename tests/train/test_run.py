@@ -200,6 +200,20 @@ def test_groups_without_a_signal_move_no_weight(recipe, tmp_path):
     assert same(weights(result.export), weights(tmp_path_of(recipe)))
 
 
+def test_a_weights_schedule_follows_the_step_through_a_resume(recipe, tmp_path):
+    own = ("rewards=[{./rewards.py:letters: {weight: {initial: 0, final: 1, steps: 2}}}]", "trainer.eval_every=1")
+    train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
+    train(recipe(*own), out=tmp_path / "run", resume=True, quiet=True)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["weight/letters"] for row in rows] == [0, 0.5, 1]
+    assert all(row["reward"] == pytest.approx(row["weight/letters"] * row["reward/letters"]) for row in rows)
+    assert rows[0]["updates"] == 0 and rows[2]["reward"] > 0
+    assert rows[0]["eval/reward"] > 0, "an evaluation takes the weight at the end"
+    for entry in read_trajectories(tmp_path / "run"):
+        weight = rows[entry.step - 1]["weight/letters"]
+        assert entry.trajectory.reward == pytest.approx(weight * entry.trajectory.scores["letters"].value)
+
+
 def test_a_warm_start_is_where_the_run_and_its_reference_begin(recipe, tmp_path):
     own = ("algorithm.kl.coef=0.01", "warm_start={steps: 3, batch_size: 4}")
     train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
