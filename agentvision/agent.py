@@ -80,11 +80,13 @@ class Agent:
                 raise RecipeError("a recipe that is loaded takes no profile or overrides; give them to load_recipe")
         else:
             recipe = load_recipe(recipe, profile=profile, overrides=overrides)
-        policy = build.build_policy(recipe, model=model) if policy is None else policy
         if tools is None:
             tools = build.build_tools(recipe)
         else:
             tools = [tool for each in tools for tool in build.offered(recipe, each)]
+        if wrong := list(build.build_protocol(recipe).check([tool.schema for tool in tools])):
+            raise RecipeError("\n".join(wrong))
+        policy = build.build_policy(recipe, model=model) if policy is None else policy
         vision = VisionSpec() if policy.codec is None else policy.codec.vision
         settings = recipe
 

@@ -6,14 +6,14 @@ kind of object and nothing else, so that an application can take the parts it wa
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from agentvision import plugins
+from agentvision._settings import UnfitSettings, fitted
 from agentvision.compute import VisionSpec
 from agentvision.env import FirstView, VisionEnv
 from agentvision.errors import AgentVisionError, PluginError, suggest
@@ -41,6 +41,12 @@ def model_path(path: str) -> str:
 
 def build_policy(recipe: Recipe, *, model: str | Path | None = None) -> Policy:
     """The recipe's policy with its model, or with another (`model`: a folder or hub id)."""
+    make, options = policy_call(recipe, model=model)
+    return _call(make, options, f"policy {recipe.policy.backend!r}")
+
+
+def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What makes the recipe's policy, and what it is called with; nothing is loaded but the plug-in's code."""
     backend = plugins.load("policies", recipe.policy.backend)
     settings = recipe.model
     options: dict[str, Any] = {
@@ -56,9 +62,7 @@ def build_policy(recipe: Recipe, *, model: str | Path | None = None) -> Policy:
     options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
     path = model_path(str(model) if model is not None else settings.path)
     make = getattr(backend, "from_pretrained", None)
-    if make is None:
-        return _call(backend, options | {"model": path}, f"policy {recipe.policy.backend!r}")
-    return _call(make, {"path": path, **options}, f"policy {recipe.policy.backend!r}")
+    return (backend, options | {"model": path}) if make is None else (make, {"path": path, **options})
 
 
 def build_tools(recipe: Recipe) -> list[Tool]:
@@ -76,8 +80,13 @@ def build_tools(recipe: Recipe) -> list[Tool]:
     names = [tool.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
-            raise PluginError(f"two tools are called {name!r}; rename one (`dataclasses.replace(tool, name=…)`)")
+            raise PluginError(twice(name))
     return tools
+
+
+def twice(name: str) -> str:
+    """What is wrong with two tools of one name."""
+    return f"two tools are called {name!r}; rename one (`dataclasses.replace(tool, name=…)`)"
 
 
 def offered(recipe: Recipe, found: object) -> list[Tool]:
@@ -134,18 +143,12 @@ def limits_of(recipe: Recipe) -> Limits:
 
 
 def _call(make: Any, options: dict[str, Any], what: str) -> Any:
-    """Call a plug-in with the recipe's options; a wrong one is the user's error, and named."""
+    """Call a plug-in with the recipe's options; what it does not take, or refuses, is the user's error, and named."""
     try:
-        parameters = inspect.signature(make).parameters
-    except (TypeError, ValueError):
-        return make(**options)
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        for key in options:
-            if key not in parameters:
-                raise PluginError(f"{what} has no parameter {key!r}.{suggest(key, parameters)}")
-    try:
-        return make(**options)
+        return make(**fitted(make, options))
+    except UnfitSettings as error:
+        raise PluginError(f"{what}: {error}") from None
     except AgentVisionError:
         raise
-    except TypeError as error:
-        raise PluginError(f"{what} cannot be made: {error}") from error
+    except Exception as error:
+        raise PluginError(f"{what} cannot be made: {type(error).__name__}: {error}") from error

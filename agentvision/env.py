@@ -71,9 +71,10 @@ class FirstView:
 class VisionEnv:
     """Questions about images, with tools that show more of them.
 
-    At most `max_turns` turns; a tool call in the last one is not run. The tools may show `max_images - 1` views in all,
-    beyond the first view of each image in the question. `on_malformed` says whether a turn that is not in the grammar
-    is told to the model ("retry") or ends the episode ("stop"); one that holds an answer all the same ends it answered.
+    At most `max_turns` turns; a tool call in the last one is not run. An episode about one image shows `max_images`
+    views at most, the first one included; a question's further images add their first views to that. `on_malformed`
+    says whether a turn that is not in the grammar is told to the model ("retry") or ends the episode ("stop"); one that
+    holds an answer all the same ends it answered.
     Environments of a group share their `store`, and with it decoded images and rendered views.
     """
 

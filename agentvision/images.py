@@ -55,15 +55,24 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(source, Image.Image):
         return _upright_rgb(_checked(source, "a PIL image", max_pixels), "a PIL image")
     data, name = _read(source)
-    try:
-        # Pillow warns and raises about bombs by a global limit; the limit here is ours, so both mean the same.
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name} is larger than the {max_pixels:,} pixels allowed; make it smaller") from None
-    except Exception:
-        raise ImageError(f"{name} is not a readable picture of {', '.join(FORMATS)}; {_PNG_HINT}") from None
-    with image:
+    with _header(data, name) as image:
         return _upright_rgb(_checked(image, name, max_pixels), name)
+
+
+def _header(data: bytes, name: str) -> Image.Image:
+    """A picture of which nothing is decoded yet.
+
+    This is `Image.open` without its own limit of pixels, which is global, prints a warning, and is not ours.
+    """
+    Image.preinit()
+    for kind in FORMATS:
+        if kind not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN[kind]
+        with suppress(Exception):
+            if accept is None or accept(data[:16]) is True:
+                return factory(io.BytesIO(data), "")
+    raise ImageError(f"{name} is not a readable picture of {', '.join(FORMATS)}; {_PNG_HINT}")
 
 
 def decode_data_url(url: str) -> bytes:
@@ -204,7 +213,9 @@ def _read(source: object) -> tuple[bytes, str]:
             data = decode_data_url(source)
             return data, f"a data: URL of {len(data):,} bytes"
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
-            raise ImageError(f"{source[:80]!r}: of all URLs only data: is opened; fetch it yourself and pass the bytes")
+            raise ImageError(
+                f"{source[:80]!r}: of all URLs only data: is opened; download the picture and name its file"
+            )
     if not isinstance(source, (str, Path)):
         raise ImageError(f"a picture is a PIL image, a path, bytes or a data: URL, not {type(source).__name__}")
     path = Path(source)

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal, TypeAlias
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentvision.errors import RecipeError
 from agentvision.types import (
+    Affine,
     Message,
     ParsedTurn,
     ParseProblem,
@@ -67,7 +68,7 @@ class Protocol:
         if self.system is None and self.style == "plain":
             return (user,)
         source = _shipped("system") if self.system is None else self.system
-        return _render("system", source, views=(), tools=list(tools)), user
+        return _render("system", "system", source, views=(), tools=list(tools)), user
 
     def tool_message(self, record: ToolRecord, views: Sequence[View]) -> Message:
         """The user turn that carries a tool's reply: its text and new views, or the error that the model should know."""
@@ -82,7 +83,26 @@ class Protocol:
 
     def _reply(self, text: str, views: Sequence[View], *, error: bool) -> Message:
         source = _shipped("tool") if self.tool_reply is None else self.tool_reply
-        return _render("user", source, views=views, text=text, error=error)
+        return _render("tool_reply", "user", source, views=views, text=text, error=error)
+
+    def check(self, tools: Sequence[Mapping[str, Any]] = ()) -> Iterator[str]:
+        """`setting: what` for each template that cannot be rendered, or that leaves out a view that it is given."""
+        view = View(1, "", "", Affine(), (28, 28), (28, 28), tokens=1, source="check")
+        shown = (view, replace(view, index=2))
+        try:
+            self.opening(Sample(id="check", question="?"), (), tools)
+        except RecipeError as error:
+            yield str(error)
+        try:
+            for views, error in (((), False), ((), True), (shown[:1], False), (shown, False)):
+                message = self._reply("a text", views, error=error)
+                if sorted(message.views) != [each.index for each in views]:
+                    missing = "{% for view in views %}{{ view | image }}{% endfor %}"
+                    shows = f"the template shows {len(message.views)} of {len(views)} views"
+                    yield f"protocol.tool_reply: {shows}; each must stand in it once: {missing}"
+                    return
+        except RecipeError as error:
+            yield str(error)
 
     # --- what the model wrote ---------------------------------------------------------------------------------------
 
@@ -206,13 +226,13 @@ def _template(source: str) -> Any:
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     env.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     env.filters["image"] = lambda view: view["mark"]
-    try:
-        return env.from_string(source)
-    except TemplateError as error:
-        raise RecipeError(f"protocol: the template cannot be read: {error} (in {source[:80]!r})") from None
+    return env.from_string(source)
 
 
-def _render(role: Role, source: str, *, views: Sequence[View], **values: Any) -> Message:
+_SEES = {"system": "tools, and the filter json", "tool_reply": "text, error, views, and the filter image"}
+
+
+def _render(setting: str, role: Role, source: str, *, views: Sequence[View], **values: Any) -> Message:
     """Render a template; each view's mark holds a fresh random number, so no text can stand for an image."""
     nonce = secrets.token_hex(8)
     shown = [
@@ -221,8 +241,11 @@ def _render(role: Role, source: str, *, views: Sequence[View], **values: Any) ->
     ]
     try:
         text = _template(source).render(views=shown, **values).strip()
-    except TemplateError as error:
-        raise RecipeError(f"protocol: the template cannot be rendered: {error} (in {source[:80]!r})") from None
+    except Exception as error:  # a template may divide by zero as well as misspell a name
+        line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise RecipeError(
+            f"protocol.{setting}: the template cannot be rendered{line}: {type(error).__name__}: {error} (it sees {_SEES[setting]})"
+        ) from None
     head, *marked = text.split(f"\ue000{nonce}:")
     parts: list[Part] = [head]
     for piece in marked:

@@ -114,6 +114,9 @@ class _Episode:
                 tools=self.tools,
             )
         )
+        if not isinstance(completion, Completion):
+            made = f"{type(self.policy).__name__}.complete()"
+            raise TypeError(f"{made} returned {type(completion).__name__}, which is no Completion")
         self.blame = StopReason.ENV_ERROR
         return completion
 

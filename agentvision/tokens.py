@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentvision.compute import VisionSpec
 from agentvision.errors import ModelError
+from agentvision.hub import reachable
 from agentvision.types import ImageHash, ImageSegment, Message, Segment, TextSegment, View, ViewPart
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Codec:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+        path = reachable(path, revision=revision)
         try:
             options: dict[str, Any] = {"revision": revision or "main"}
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)

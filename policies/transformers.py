@@ -9,6 +9,7 @@ after each update; it must not change weights while turns are being sampled.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections import deque
@@ -16,17 +17,22 @@ from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from agentvision.errors import ModelError
+from agentvision.hub import reachable
 from agentvision.policies._engine import Engine
 from agentvision.policies._jobs import Job, Outcome, PolicyStats
 from agentvision.policies._network import Network
 from agentvision.policy import Completion, Request
 from agentvision.tokens import Codec
+
+MAX_ROWS, PREFILL_TOKENS, IMAGE_TOKENS = 256, 8192, 1 << 16
+"""Defaults of the constructor and of `from_pretrained`, which see."""
 
 _QUIET_S = 0.002
 """An idle engine starts when no request has come for so long …"""
@@ -65,9 +71,9 @@ class TransformersPolicy:
         model: nn.Module,
         codec: Codec,
         *,
-        max_rows: int = 256,
-        prefill_tokens: int = 8192,
-        image_tokens: int = 1 << 16,
+        max_rows: int = MAX_ROWS,
+        prefill_tokens: int = PREFILL_TOKENS,
+        image_tokens: int = IMAGE_TOKENS,
         vision_frozen: bool = False,
         compute_dtype: torch.dtype | str | None = None,
     ) -> None:
@@ -120,9 +126,13 @@ class TransformersPolicy:
         max_pixels: int | None = None,
         trust_remote_code: bool = False,
         codec: Codec | None = None,
-        **options: Any,
+        max_rows: Annotated[int, Field(ge=1)] = MAX_ROWS,
+        prefill_tokens: Annotated[int, Field(ge=1)] = PREFILL_TOKENS,
+        image_tokens: Annotated[int, Field(ge=0)] = IMAGE_TOKENS,
+        vision_frozen: bool = False,
+        compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     ) -> TransformersPolicy:
-        """Load a local folder or a hub id (safetensors only). `options` go to the constructor.
+        """Load a local folder or a hub id (safetensors only); what a recipe may set, the constructor's arguments included.
 
         `min_pixels` and `max_pixels` replace the image processor's own. `attn` is the implementation of the vision
         tower and of the trainer's forward pass; sampling always uses torch's scaled-dot-product attention, which picks
@@ -138,7 +148,15 @@ class TransformersPolicy:
             max_pixels=max_pixels,
             trust_remote_code=trust_remote_code,
         )
-        return cls(model, codec, **options)
+        return cls(
+            model,
+            codec,
+            max_rows=max_rows,
+            prefill_tokens=prefill_tokens,
+            image_tokens=image_tokens,
+            vision_frozen=vision_frozen,
+            compute_dtype=compute_dtype,
+        )
 
     @property
     def version(self) -> int:
@@ -347,16 +365,16 @@ def load_model(
     """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it fails."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging as transformers_logging
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = Path(path).expanduser()
-    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-    if looks_local and not place.is_dir():
-        raise ModelError(f"there is no model folder {str(path)!r}")
+    place = reachable(path, revision=revision)
+    if not sys.stderr.isatty():  # a bar is for a person who waits, not for a log
+        transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            str(place) if looks_local else path,
+            place,
             dtype=dtype,
             attn_implementation=best_attention(device) if attn == "auto" else attn,
             revision=revision or "main",

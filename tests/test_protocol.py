@@ -180,7 +180,7 @@ def test_a_tools_text_cannot_forge_an_image_or_run_as_a_template():
 
 
 def test_a_bad_template_is_a_recipe_error():
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="protocol.system: the template cannot be rendered in line 1"):
         Protocol(system="{% if %}").opening(Sample("1", "?"), [])
     with pytest.raises(RecipeError, match="cannot be rendered"):
         Protocol(system="{{ nothing }}").opening(Sample("1", "?"), [])

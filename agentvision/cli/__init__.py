@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import cyclopts
 
 from agentvision import __version__
+from agentvision.cli._terminal import printable
 from agentvision.errors import AgentVisionError
 
 app = cyclopts.App(
@@ -28,6 +29,7 @@ app.command("agentvision.cli.report:report", name="report", help="Write the repo
 app.command("agentvision.cli.tools:app", name="tools", help="List tools, and try one on a picture.")
 app.command("agentvision.cli.rewards:app", name="rewards", help="List rewards, and try one on an answer or a run.")
 app.command("agentvision.cli.recipes:app", name="recipes", help="List, show and check recipes.")
+app.register_install_completion_command(help="Have the shell complete commands and options.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
-        app(tokens, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+        app(tokens, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except AgentVisionError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if debug:

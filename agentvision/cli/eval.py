@@ -7,14 +7,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from agentvision.cli._options import Count, Seed
+
 
 def evaluate(
     recipe: str,
     *overrides: str,
     profile: str | None = None,
     model: str | None = None,
-    n: int | None = None,
-    seed: int | None = None,
+    n: Count = None,
+    seed: Seed = None,
     out: Path | None = None,
     quiet: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:

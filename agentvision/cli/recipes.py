@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import cyclopts
 
-from agentvision.errors import AgentVisionError, PluginError, RecipeError, suggest
-
-if TYPE_CHECKING:
-    from agentvision.recipe import Recipe
+from agentvision.errors import RecipeError
 
 app = cyclopts.App(name="recipes", help="List, show and check recipes.")
 
@@ -49,7 +45,7 @@ def show(recipe: str, *overrides: str, profile: Profile = None) -> None:
 
 @app.command
 def check(recipe: str, *overrides: str, profile: Profile = None) -> None:
-    """Check a recipe with all its profiles: keys, values, and that its plug-ins are there.
+    """Check a recipe with all its profiles: keys, values, plug-ins and their settings, templates. No model is loaded.
 
     Parameters
     ----------
@@ -60,6 +56,7 @@ def check(recipe: str, *overrides: str, profile: Profile = None) -> None:
     profile
         Check with this profile alone.
     """
+    from agentvision.preflight import problems as preflight_problems
     from agentvision.recipe import load_recipe, recipe_info
 
     profiles = [profile] if profile is not None else [None, *recipe_info(recipe).profiles]
@@ -70,49 +67,8 @@ def check(recipe: str, *overrides: str, profile: Profile = None) -> None:
         except RecipeError as error:
             problems[str(error)] = None
         else:
-            problems |= dict.fromkeys(_missing(loaded))
+            problems |= dict.fromkeys(preflight_problems(loaded))
     if problems:
         raise RecipeError("\n".join(problems))
     shown = ", ".join(name for name in profiles if name)
     print(f"{recipe}: in order{f' (with profile {shown})' if shown else ''}")
-
-
-def _missing(recipe: Recipe) -> Iterator[str]:
-    """A line for each plug-in that is not there or refuses its parameters. No model and no data is loaded."""
-    from agentvision import build, plugins
-
-    def tried(path: str, work: Callable[[], Any]) -> Iterator[str]:
-        try:
-            work()
-        except AgentVisionError as error:
-            yield f"{_origin(recipe, path)}{path}: {error}"
-
-    def policy() -> None:
-        name, known = recipe.policy.backend, plugins.names("policies")
-        if ":" in name:
-            plugins.load("policies", name)
-        elif name not in known:  # a backend is heavy to import: its name is enough
-            raise PluginError(f"there is no {name!r} among the policies.{suggest(name, known)}")
-
-    yield from tried("model.path", lambda: build.model_path(recipe.model.path))
-    yield from tried("policy.backend", policy)
-    sources = {"data": recipe.data.source, "data.train": recipe.data.train.source, "data.eval": recipe.data.eval.source}
-    if recipe.warm_start is not None:
-        sources["warm_start.data"] = recipe.warm_start.data.source
-    for section, name in sources.items():
-        if name is not None:
-            yield from tried(f"{section}.source", lambda name=name: plugins.load("data", name))
-    for index, tool in enumerate(recipe.env.tools):
-        alone = recipe.model_copy(update={"env": recipe.env.model_copy(update={"tools": (tool,)})})
-        yield from tried(f"env.tools.{index}", lambda alone=alone: build.build_tools(alone))
-    try:
-        build.build_rewards(recipe)
-    except AgentVisionError as error:
-        yield from (f"{_origin(recipe, line.partition(': ')[0])}{line}" for line in str(error).splitlines())
-
-
-def _origin(recipe: Recipe, path: str) -> str:
-    """'visionthink.yaml:12: ' for the value at a path, or for the first below it; empty for a default."""
-    keys = tuple(path.split("."))
-    labels = (label for at, label in recipe.origins.items() if at[: len(keys)] == keys)
-    return f"{label}: " if (label := next(labels, "")) else ""

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 
-def report(run_dir: Path, *, out: Path | None = None, trajectories: int = 48) -> None:
+def report(
+    run_dir: Path,
+    *,
+    out: Path | None = None,
+    trajectories: Annotated[int, Parameter(validator=Number(gte=0))] = 48,
+) -> None:
     """Write the report of a run or an evaluation: one page that opens anywhere, without a network.
 
     Parameters

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agentvision.cli._options import Seed
+from agentvision.cli._terminal import printable
 from agentvision.errors import ModelError, RunError
 
 if TYPE_CHECKING:
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
 
 def run(
     recipe: str,
-    image: Path,
+    image: str,
     question: str,
     *overrides: str,
     profile: str | None = None,
     model: str | None = None,
-    seed: int | None = None,
+    seed: Seed = None,
     out: Path | None = None,
 ) -> None:
     """Ask one question about one image, print every turn, and save what the model saw.
@@ -31,7 +33,7 @@ def run(
     recipe
         Name of a recipe that ships with the package, or a path.
     image
-        The picture.
+        The picture: a file, or a data: URL.
     question
         What to ask.
     overrides
@@ -86,7 +88,7 @@ def _show(answer: Answer, console: Console) -> None:
         console.print(Rule(Text(title, style="bold"), align="left", style="dim"))
         for part in message.parts:
             if isinstance(part, str):
-                console.print(Text(_printable(part)), end="")
+                console.print(Text(printable(part)), end="")
             else:
                 view = views[part.view]
                 size = f"{view.size[0]}×{view.size[1]} px, {view.tokens} tokens"
@@ -100,15 +102,10 @@ def _show(answer: Answer, console: Console) -> None:
     spent = f"{trajectory.visual_tokens_additive} visual tokens (full resolution: {trajectory.full_tokens})"
     console.print(Text(f"{spent}, {trajectory.sampled_tokens} written, {trajectory.seconds:.2f} s", style="dim"))
     if answer.text is not None:
-        console.print(Text(f"answer: {_printable(answer.text)}", style="bold green"))
+        console.print(Text(f"answer: {printable(answer.text)}", style="bold green"))
 
 
-def _printable(text: str) -> str:
-    """Without control characters, by which a model's text could steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
-
-
-def _save(answer: Answer, image: Path, out: Path) -> list[Path]:
+def _save(answer: Answer, image: str, out: Path) -> list[Path]:
     """The views as PNG files, and the episode as a journal that `agentvision report` can show."""
     from agentvision.images import ImageStore
     from agentvision.journal import Journal

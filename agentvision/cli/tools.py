@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import cyclopts
 
+from agentvision.cli._terminal import printable
 from agentvision.errors import PluginError
 
 app = cyclopts.App(name="tools", help="List tools, and try one on a picture.")
@@ -29,15 +30,15 @@ def list_tools() -> None:
         rows += [(_call_of(tool), tool.description) for tool in made] or [(name, "a set of tools, made by the recipe")]
     width = max((len(call) for call, _ in rows), default=0)
     for call, description in rows:
-        print(f"{call:<{width}}  {description}")
+        print(printable(f"{call:<{width}}  {description}"))
     for name, reason in discovered.broken.items():
-        print(f"broken: {name}: {reason}")
+        print(printable(f"broken: {name}: {reason}"))
 
 
 @app.command(name="try")
 def try_tool(
     tool: str,
-    picture: Path,
+    picture: str,
     *arguments: str,
     out: Annotated[Path | None, cyclopts.Parameter(name="--out")] = None,
     first_view: Annotated[float, cyclopts.Parameter(name="--first-view")] = 1.0,
@@ -49,7 +50,7 @@ def try_tool(
     tool
         Its name, 'package.module:name' or './file.py:name'.
     picture
-        The picture, image 1 to the tool.
+        The picture, image 1 to the tool: a file, or a data: URL.
     arguments
         The tool's arguments as name=value: JSON, or numbers with commas between (box=10,20,200,200).
     out
@@ -91,17 +92,25 @@ def try_tool(
     call = ToolCall(chosen.name, _parse(arguments))
     outcome = asyncio.run(call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
     if outcome.result is None:
-        reason = outcome.record.detail.strip().rpartition("\n")[2]
+        reason = _exception_of(outcome.record.detail)
         whole_story = RuntimeError(outcome.record.detail)  # shown with --debug
         raise PluginError(f"{outcome.record.text}{f' ({reason})' if reason else ''}") from whole_story
     if outcome.result.text:
-        print(outcome.result.text)
+        print(printable(outcome.result.text))
     for new, path in zip(outcome.result.images, _paths(picture, chosen.name, out), strict=False):
         try:
             new.image.save(path)
         except (OSError, ValueError) as error:
             raise PluginError(f"cannot write {str(path)!r}: {error}; end --out in .png") from None
         print(f"{path}  {new.image.width} × {new.image.height} pixels, {vision.tokens(new.image.size)} visual tokens")
+
+
+def _exception_of(detail: str) -> str:
+    """What was raised, without the traceback before it, on one line; a detail that is no traceback as it is."""
+    lines = detail.strip().splitlines()
+    frames = [k for k, line in enumerate(lines) if line.startswith('  File "')]
+    raised = [k for k, line in enumerate(lines) if frames and k > frames[-1] and not line.startswith(" ")]
+    return " ".join(" ".join(lines[raised[0] if raised else 0 :]).split())
 
 
 def _call_of(tool: Any) -> str:
@@ -138,14 +147,15 @@ def _made(factory: Any, name: str) -> Any:
     return factory()
 
 
-def _paths(picture: Path, tool: str, out: Path | None) -> Any:
+def _paths(picture: str, tool: str, out: Path | None) -> Any:
     """One path after another: what `out` names, or names that are free."""
     if out is not None:
-        if out.resolve() == picture.resolve():
+        if not picture.startswith("data:") and out.resolve() == Path(picture).resolve():
             raise PluginError(f"--out {str(out)!r} is the picture itself; choose another name")
         if out.exists():
             raise PluginError(f"--out {str(out)!r} is there already; choose another name")
         yield out
         yield from (path for k in itertools.count(2) if not (path := out.with_stem(f"{out.stem}-{k}")).exists())
-    names = itertools.chain([f"{picture.stem}-{tool}"], (f"{picture.stem}-{tool}-{k}" for k in itertools.count(2)))
+    stem = "picture" if picture.startswith("data:") else Path(picture).stem
+    names = itertools.chain([f"{stem}-{tool}"], (f"{stem}-{tool}-{k}" for k in itertools.count(2)))
     yield from (path for name in names if not (path := Path(f"{name}.png")).exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,11 @@ def train(
 
     result = run(loaded, out=out, resume=resume, quiet=quiet)
     if result.interrupted is not None:
+        if not quiet:
+            command = ["agentvision", "train", recipe, *overrides]
+            command += ["--profile", profile] if profile is not None else []
+            command += ["--out", str(result.out), "--resume"]
+            print(f"continue with: {shlex.join(command)}", file=sys.stderr)
         sys.exit(128 + result.interrupted.value)
     if not quiet:
         print(f"{result.out}: {result.steps} steps; the model is in {result.export}, the report is {result.report}")

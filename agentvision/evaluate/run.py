@@ -27,6 +27,7 @@ from agentvision.evaluate.metrics import INTERVAL, summarize
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.policy import Policy
+from agentvision.preflight import preflight
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.rewards.format import Format
@@ -94,6 +95,7 @@ async def _evaluate(
     policy: Policy | None,
     on_done: Callable[[int, int], None],
 ) -> EvalResult:
+    preflight(recipe, model=model, own_policy=policy is not None)
     folder = None if out is None else _claim(Path(out))
     settings = recipe.evaluation
     if seed is None:

@@ -178,7 +178,8 @@ def _layers(source: _Source, below: tuple[str, ...] = ()) -> tuple[Node, list[Pr
         if parent.key in chain:
             raise RecipeError(f"{extends.value!r} extends this recipe in turn; break the cycle")
     except RecipeError as error:
-        return tree, [*problems, Problem(extends.place, ("extends",), str(error))]
+        # What else could be told would be false: keys that are missing here may stand in the recipe that is missing.
+        raise RecipeError(render([*problems, Problem(extends.place, ("extends",), str(error))])) from None
     base, found = _layers(parent, chain)
     return overlay(base, tree), [*found, *problems]
 

@@ -101,10 +101,21 @@ def _put(root: Node | None, keys: Sequence[tuple[str, Place]], leaf: Node) -> No
         item = root.list[index]
         if not head.isdecimal():
             item, rest = _as_map(item), [(head, place), *rest]
+        elif rest and (name := _name(item)) not in (None, rest[0][0]):
+            keys = ".".join(key for key, _ in rest)
+            raise _Nowhere(
+                rest[0][1],
+                f"item {head} is {name!r}; its settings are named after it: {head}.{name}.{keys} or {name}.{keys}",
+            )
         return replace(root, value=[*root.list[:index], _put(item, rest, leaf), *root.list[index + 1 :]])
     children = (root.map if root else None) or {}
     child = replace(_put(children.get(head), rest, leaf), key=place)
     return Node({**children, head: child}, root.place if root else place, root.key if root else None)
+
+
+def _name(item: Node) -> str | None:
+    """The name of a plug-in that stands in a list; None for an item that is none."""
+    return item.value if isinstance(item.value, str) else next(iter(item.map or ()), None)
 
 
 def _as_map(item: Node) -> Node:
@@ -119,7 +130,7 @@ def _index(items: Sequence[Node], head: str, place: Place) -> int:
         if int(head) < len(items):
             return int(head)
         raise _Nowhere(place, f"there is no item {head}; the list has {len(items)}, counted from 0")
-    names = [item.value if isinstance(item.value, str) else next(iter(item.map or ()), "") for item in items]
+    names = [_name(item) or "" for item in items]
     found = [i for i, name in enumerate(names) if name == head]
     if len(found) == 1:
         return found[0]

@@ -16,15 +16,15 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from agentvision.recipe.parts import (
     Columns,
     Name,
-    NotNegative,
+    NonNegativeFloat,
+    NonNegativeInt,
     Plugin,
-    Positive,
-    Rate,
+    PositiveFloat,
+    PositiveInt,
     RewardPart,
     Section,
     Seed,
     Share,
-    Weight,
 )
 from agentvision.recipe.problems import KeyPath, Origins
 from agentvision.recipe.rules import contradictions
@@ -44,9 +44,9 @@ class Model(Section):
     """Attention kernel: `auto` takes the library's choice."""
     device: Name = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes what accelerate finds."""
-    min_pixels: Positive | None = None
+    min_pixels: PositiveInt | None = None
     """Images below this area are enlarged before the vision tower. None: the processor's own."""
-    max_pixels: Positive | None = None
+    max_pixels: PositiveInt | None = None
     """Images above this area are reduced before the vision tower. None: the processor's own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for checkpoints you would run as a program."""
@@ -61,9 +61,9 @@ class Policy(Section):
 
     backend: Name = "transformers"
     """A policy plug-in."""
-    max_rows: Positive | None = None
+    max_rows: PositiveInt | None = None
     """Sequences decoded together at most. None: the backend's choice."""
-    concurrency: Positive | None = None
+    concurrency: PositiveInt | None = None
     """Episodes in flight at most. None: as many as a batch has."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the backend."""
@@ -96,7 +96,7 @@ class Split(Section):
     """A file, a folder or an id on the Hub, for sources that read one. None: `data.path`."""
     split: Name | None = None
     """The split's name in the source. None: `train` for training, `test` for evaluation."""
-    limit: Positive | None = None
+    limit: PositiveInt | None = None
     """Use at most so many questions. None: all there are."""
     fields: Fields | None = None
     """Columns of the source. None: `data.fields`."""
@@ -135,15 +135,16 @@ class Env(Section):
     """How the question's images are shown at first."""
     tools: tuple[Plugin, ...] = ()
     """Tools on offer: `- crop`, or `- crop: {key: value}`."""
-    max_turns: Positive = 2
+    max_turns: PositiveInt = 2
     """Turns of the model at most; a tool call in the last is not carried out."""
-    max_images: Positive = 2
-    """Views an episode may show at most."""
+    max_images: PositiveInt = 2
+    """Views an episode about one image may show at most: the first, and those of tools. A question's further images add
+    their first views to that."""
     on_malformed: Literal["retry", "stop"] = "retry"
     """After a turn outside the grammar: tell the model and go on while turns are left, or stop."""
-    deadline_s: Rate = 600.0
+    deadline_s: PositiveFloat = 600.0
     """Seconds an episode may take."""
-    tool_timeout_s: Rate = 30.0
+    tool_timeout_s: PositiveFloat = 30.0
     """Seconds a tool call may take where the tool sets no limit of its own."""
 
 
@@ -161,22 +162,22 @@ class Protocol(Section):
 class Sampling(Section):
     """How turns are sampled in training. Evaluation differs only where `evaluation` says so."""
 
-    temperature: Weight = 1.0
+    temperature: NonNegativeFloat = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus; training needs 1 (a cut distribution biases the ratio)."""
-    top_k: NotNegative = 0
+    top_k: NonNegativeInt = 0
     """Candidates a token; 0 is all of them, as training needs."""
-    max_tokens: Positive = 1024
+    max_tokens: PositiveInt = 1024
     """Tokens a turn may have."""
-    context_tokens: Positive = 8192
+    context_tokens: PositiveInt = 8192
     """Tokens an episode may have, images included."""
 
 
 class KL(Section):
     """Pull towards the reference model, the one that training started from."""
 
-    coef: Weight = 0.0
+    coef: NonNegativeFloat = 0.0
     """β in Eq. 3. At 0 no reference model is kept."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """With Δ = reference - policy log-prob: k1 = -Δ, k2 = Δ²/2, k3 = exp(Δ) - Δ - 1 (the paper's)."""
@@ -185,7 +186,7 @@ class KL(Section):
 class Resample(Section):
     """What becomes of groups whose rewards are all equal: they carry no gradient."""
 
-    max_rounds: NotNegative = 2
+    max_rounds: NonNegativeInt = 2
     """Rounds of fresh prompts drawn in their place in a step. 0: they are dropped."""
 
 
@@ -198,18 +199,18 @@ class Algorithm(Section):
     """G: rollouts a prompt."""
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """ε: the ratio is clipped below at 1 - ε."""
-    clip_high: Rate | None = None
+    clip_high: PositiveFloat | None = None
     """The ratio is clipped above at 1 + this. None: same as `clip`."""
     kl: KL = KL()
     """The pull towards the reference."""
-    entropy: Weight = 0.0
+    entropy: NonNegativeFloat = 0.0
     """Coefficient of the entropy bonus."""
     advantage_std: bool = True
     """Divide by the group's unbiased standard deviation + 1e-6."""
     loss_norm: Literal["trajectory", "token", "constant"] = "trajectory"
     """`trajectory`: mean over a trajectory's own tokens, then over trajectories (Eq. 3). `token`: mean over all tokens
     of the batch. `constant`: sum over tokens divided by `sampling.max_tokens`, then mean over trajectories."""
-    epochs: Positive = 1
+    epochs: PositiveInt = 1
     """Passes over the trajectories of a step."""
     resample: Resample = Resample()
     """Groups without a signal."""
@@ -218,15 +219,15 @@ class Algorithm(Section):
 class Optimizer(Section):
     """AdamW and its schedule."""
 
-    lr: Rate = 1e-6
+    lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the two moments."""
-    weight_decay: Weight = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled; not applied to biases and norms."""
-    grad_clip: Rate = 1.0
+    grad_clip: PositiveFloat = 1.0
     """Norm that the gradient is cut to."""
-    warmup_steps: NotNegative = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up, towards 0 at the last step unless constant."""
@@ -235,25 +236,25 @@ class Optimizer(Section):
 class Trainer(Optimizer):
     """The loop: how many steps of what size, and what is kept."""
 
-    steps: NotNegative = 100
+    steps: NonNegativeInt = 100
     """Steps of rollout and update. 0: this recipe is evaluated, not trained."""
-    prompts_per_step: Positive = 512
+    prompts_per_step: PositiveInt = 512
     """Prompts a step, each rolled out `algorithm.group_size` times."""
-    mini_batch_prompts: Positive | None = None
+    mini_batch_prompts: PositiveInt | None = None
     """Prompts an optimizer update. None: one update a step."""
-    micro_batch_tokens: Positive | None = None
+    micro_batch_tokens: PositiveInt | None = None
     """Tokens a forward pass at most; changes memory and speed, never the loss. None: the trainer's choice."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16`: compute in bfloat16 over float32 weights."""
-    save_every: NotNegative = 5
+    save_every: NonNegativeInt = 5
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
-    keep: Positive = 2
+    keep: PositiveInt = 2
     """Checkpoints kept."""
-    eval_every: NotNegative = 5
+    eval_every: NonNegativeInt = 5
     """Steps between evaluations on held-out questions. 0: none while training."""
-    eval_n: Positive = 100
+    eval_n: PositiveInt = 100
     """Questions of such an evaluation."""
-    max_bad_steps: Positive = 3
+    max_bad_steps: PositiveInt = 3
     """Skipped steps in a row (loss, gradient or log-probs not finite) after which the run stops."""
     max_invalid_share: Share = 0.5
     """Share of trajectories without a valid reward above which the run stops."""
@@ -262,11 +263,11 @@ class Trainer(Optimizer):
 class WarmStart(Optimizer):
     """A supervised stage before the first GRPO step, on demonstrations that the data source can write."""
 
-    steps: Positive
+    steps: PositiveInt
     """Updates."""
-    batch_size: Positive = 64
+    batch_size: PositiveInt = 64
     """Demonstrations an update."""
-    lr: Rate = 1e-3
+    lr: PositiveFloat = 1e-3
     """Peak learning rate."""
     data: Split = Split()
     """Source of the demonstrations."""
@@ -285,7 +286,7 @@ class Wandb(Section):
     """Labels of the run."""
     mode: Literal["online", "offline"] = "online"
     """`offline` writes beside the run and sends nothing."""
-    rollouts: NotNegative = 8
+    rollouts: NonNegativeInt = 8
     """Trajectories a step in the table of rollouts, with their images."""
 
 
@@ -294,16 +295,16 @@ class Tracking(Section):
 
     wandb: Wandb | None = None
     """None: nothing is sent or imported."""
-    trajectories_every: NotNegative = 1
+    trajectories_every: NonNegativeInt = 1
     """Steps between those whose trajectories are written. 0: none."""
 
 
 class Evaluation(Section):
     """How held-out questions are asked; everything else is as in training."""
 
-    n: Positive = 500
+    n: PositiveInt = 500
     """Questions."""
-    temperature: Weight = 0.0
+    temperature: NonNegativeFloat = 0.0
     """0 is greedy."""
     seed: Seed | None = None
     """Picks the questions of a generated source and seeds sampling. None: the recipe's seed."""

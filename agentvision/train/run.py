@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
 from agentvision.journal import Journal
+from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
 from agentvision.run_folder import CHECKPOINTS, EXPORT, RESOLVED, WARM_START
@@ -70,6 +72,7 @@ def train(recipe: Recipe, *, out: Path | str | None = None, resume: bool = False
 
 
 async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> TrainResult:
+    preflight(recipe)
     accelerator = make_accelerator(recipe)
     _check_world(recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, keep=recipe.trainer.keep)
@@ -80,13 +83,23 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
         if (out / EXPORT).exists():
             raise RunError(f"{out}: the run is done and no whole checkpoint of it is left; take a new --out")
         log.warning("%s: there is no whole checkpoint: starting from the beginning", out)
+    questions = open_questions(recipe, "train"), _held_out(recipe)  # a data set that is missing costs no model
     seed_everything(recipe.seed)
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
     try:
         with Interruption() as interruption:
             return await _stages(
-                recipe, out, learner, accelerator, checkpoints, found, interruption, resume=resume, quiet=quiet
+                recipe,
+                out,
+                learner,
+                accelerator,
+                questions,
+                checkpoints,
+                found,
+                interruption,
+                resume=resume,
+                quiet=quiet,
             )
     finally:
         await learner.rewards.close()
@@ -98,6 +111,7 @@ async def _stages(
     out: Path,
     learner: Learner,
     accelerator: Accelerator,
+    questions: tuple[Sequence[Sample], list[Sample]],
     checkpoints: Checkpoints,
     found: Checkpoint | None,
     interruption: Interruption,
@@ -105,7 +119,7 @@ async def _stages(
     resume: bool,
     quiet: bool,
 ) -> TrainResult:
-    samples, held_out = open_questions(recipe, "train"), _held_out(recipe)
+    samples, held_out = questions
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()  # everybody has looked at the folder
     if main:  # only now that all the recipe names could be built: a typo leaves no folder behind
@@ -204,7 +218,7 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
     if signal_ is not None and run.step < run.recipe.trainer.steps:
         if run.tracker is not None:
             run.tracker.event("interrupted", step=run.step, signal=signal_.name)
-        run.progress.say(f"{signal_.name}: stopped after step {run.step}; continue with --resume --out {out}")
+        run.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
         return TrainResult(out, run.step, checkpoint, interrupted=signal_)
     export, report = out / EXPORT, None
     if run.accelerator.is_main_process:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from agentvision.cli import main
-from agentvision.cli.run import _printable
+from agentvision.cli._terminal import printable
 from agentvision.data.glyphs import GlyphVQA
 from agentvision.journal import read_trajectories
 from agentvision.types import Sample
@@ -104,4 +104,4 @@ def test_a_report_of_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_models_text_cannot_steer_the_terminal() -> None:
-    assert _printable("\x1b[2Jé\n\t[red]x") == "�[2Jé\n\t[red]x"
+    assert printable("\x1b[2Jé\n\t[red]x") == "�[2Jé\n\t[red]x"

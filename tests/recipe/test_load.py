@@ -117,6 +117,7 @@ def test_texts_are_not_numbers_and_numbers_no_truth_values(write: Write) -> None
         ("extends: 3\n", "extends: must be the name or the path of a recipe, not 3"),
         ("extends: visionthinc\n", "extends: there is no recipe 'visionthinc'; did you mean 'visionthink'?"),
         ("extends: ./gone.yaml\n", "there is no recipe file"),
+        ("extends: nope\n", "mine.yaml:1:10: extends: there is no recipe 'nope'; known: "),
         ("profiles: [tiny]\n", "mine.yaml:1:11: profiles: must be a map"),
     ],
 )
@@ -206,3 +207,9 @@ def test_origins_name_file_profile_and_override(write: Write) -> None:
     assert origins[("trainer", "steps")] == "profile tiny, base.yaml:13"
     assert origins[("algorithm", "clip")] == "override"
     assert ("algorithm", "entropy") not in origins
+
+
+def test_a_recipe_whose_parent_is_missing_says_nothing_else(write: Write) -> None:
+    path = write("seed: 1\nextends: nope\n", base=False)
+    message = fails(path, profile="tiny", overrides=["rewards.format.weight=1"])
+    assert [line for line in message.splitlines() if "extends" not in line and "|" not in line] == []

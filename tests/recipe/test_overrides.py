@@ -84,6 +84,13 @@ def test_a_mapping_of_values_needs_no_quoting(write: Write) -> None:
             "rewards.formt.weight=1",
             "override:1:9: rewards.formt.weight: no item here is called 'formt'; did you mean 'format'?",
         ),
+        (
+            "rewards.0.weight=2",
+            "override:1:11: rewards.0.weight: item 0 is 'accuracy'; "
+            "its settings are named after it: 0.accuracy.weight or accuracy.weight",
+        ),
+        ("rewards.1.accuracy.weight=2", "item 1 is 'format'"),
+        ("env.tools.0.scale=1", "item 0 is 'resize_image'; its settings are named after it: 0.resize_image.scale or"),
         ("model={path: 'x', dtype: 3}", "override:1:26: model.dtype: must be 'auto'"),
         ("seed=1\nmodel: x", "override:1:13: seed: this is not YAML"),
     ],

@@ -1,0 +1,104 @@
+"""What can be found wrong with a recipe before a model is loaded.
+
+`recipes check` says all of it, and training and evaluation begin with the same, so that a typo in the last section is
+not found after the first hour. Plug-ins are imported and made; models are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentvision import build, hub, plugins
+from agentvision._settings import UnfitSettings, fitted
+from agentvision.errors import AgentVisionError, RecipeError
+from agentvision.recipe import Recipe
+from agentvision.tool import Tool
+
+
+def preflight(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> None:
+    """Raise `RecipeError` with everything that is wrong, one line each.
+
+    `model` is the one that will be loaded in place of the recipe's; with `own_policy` none is.
+    """
+    if found := list(problems(recipe, model=model, own_policy=own_policy)):
+        raise RecipeError("\n".join(found))
+
+
+def problems(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> Iterator[str]:
+    """A line for each thing wrong: where its value is from, its key, what, and the fix."""
+    found: list[tuple[str, str]] = []
+    if not own_policy:
+        found += _policy(recipe, model)
+    found += _sources(recipe)
+    found += _tools(recipe)
+    try:
+        build.build_rewards(recipe)
+    except AgentVisionError as error:
+        found += [(path, what) for path, _, what in (line.partition(": ") for line in str(error).splitlines())]
+    for path, what in found:
+        yield f"{origin(recipe, path)}{path}: {what}"
+
+
+def origin(recipe: Recipe, path: str) -> str:
+    """'visionthink.yaml:12: ' for the value at a path, or for the first below it; empty for a default."""
+    keys = tuple(path.split("."))
+    labels = (label for at, label in recipe.origins.items() if at[: len(keys)] == keys)
+    return f"{label}: " if (label := next(labels, "")) else ""
+
+
+def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str]]:
+    """(key, what) of a model, a policy or an option of it that cannot be."""
+    path = "model.path" if model is None else "--model"
+    try:
+        build.model_path(str(model or recipe.model.path))
+    except AgentVisionError as error:
+        yield path, str(error)
+        model = ""  # known to be wrong: what follows is about the policy
+    try:
+        make, options = build.policy_call(recipe, model=model)
+        fitted(make, options)
+    except UnfitSettings as error:
+        for key, what in error.problems.items():
+            yield (f"policy.options.{key}" if key in recipe.policy.options else "policy.backend"), what
+    except AgentVisionError as error:
+        yield "policy.backend", str(error)
+    else:
+        if options.get("path"):  # one that loads files
+            try:
+                hub.local_folder(options["path"])
+            except AgentVisionError as error:
+                yield path, str(error)
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(key, what) of data sources that are not there."""
+    named = {"data": recipe.data.source, "data.train": recipe.data.train.source, "data.eval": recipe.data.eval.source}
+    if recipe.warm_start is not None:
+        named["warm_start.data"] = recipe.warm_start.data.source
+    for section, name in named.items():
+        try:
+            _ = name and plugins.load("data", name)
+        except AgentVisionError as error:
+            yield f"{section}.source", str(error)
+
+
+def _tools(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(key, what) of tools that cannot be made, and of templates that cannot be rendered with those that can."""
+    made: list[Tool] = []
+    for index, plugin in enumerate(recipe.env.tools):
+        alone = recipe.model_copy(update={"env": recipe.env.model_copy(update={"tools": (plugin,)})})
+        try:
+            tools = build.build_tools(alone)
+            _ = [tool.schema for tool in tools]  # made on demand: a type without one is told here
+        except AgentVisionError as error:
+            yield f"env.tools.{index}", str(error)
+            continue
+        for tool in tools:
+            if tool.name in (other.name for other in made):
+                yield f"env.tools.{index}", build.twice(tool.name)
+        made += tools
+    protocol = build.build_protocol(recipe)
+    for line in protocol.check([tool.schema for tool in made]):
+        path, _, what = line.partition(": ")
+        yield path, what
