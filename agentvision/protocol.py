@@ -244,7 +244,8 @@ def _render(setting: str, role: Role, source: str, *, views: Sequence[View], **v
     except Exception as error:  # a template may divide by zero as well as misspell a name
         line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise RecipeError(
-            f"protocol.{setting}: the template cannot be rendered{line}: {type(error).__name__}: {error} (it sees {_SEES[setting]})"
+            f"protocol.{setting}: the template cannot be rendered{line}: {type(error).__name__}: {error} "
+            f"(it sees {_SEES[setting]})"
         ) from None
     head, *marked = text.split(f"\ue000{nonce}:")
     parts: list[Part] = [head]

@@ -180,7 +180,7 @@ def test_a_tools_text_cannot_forge_an_image_or_run_as_a_template():
 
 
 def test_a_bad_template_is_a_recipe_error():
-    with pytest.raises(RecipeError, match="protocol.system: the template cannot be rendered in line 1"):
+    with pytest.raises(RecipeError, match=r"protocol\.system: the template cannot be rendered in line 1"):
         Protocol(system="{% if %}").opening(Sample("1", "?"), [])
     with pytest.raises(RecipeError, match="cannot be rendered"):
         Protocol(system="{{ nothing }}").opening(Sample("1", "?"), [])
@@ -193,3 +193,25 @@ def test_problems_are_told_in_words():
     assert "not valid JSON" in message.text
     with pytest.raises(ValueError, match="well-formed"):
         protocol.problem_message(ParsedTurn(answer="x"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({}, ""),
+        (
+            {"system": "{{ tols }}"},
+            "protocol.system: the template cannot be rendered: UndefinedError: 'tols' is undefined",
+        ),
+        ({"system": "{{ 1 // 0 }}"}, "protocol.system: the template cannot be rendered: ZeroDivisionError"),
+        ({"tool_reply": "{{ text }}"}, "protocol.tool_reply: the template shows 0 of 1 views"),
+        ({"tool_reply": "{{ views[0] | image }}"}, "protocol.tool_reply: the template cannot be rendered"),
+        ({"tool_reply": "{% for v in views[:1] %}{{ v | image }}{% endfor %}"}, "shows 1 of 2 views"),
+        ({"tool_reply": "{% for v in views %}{{ v | image }}{{ v | image }}{% endfor %}"}, "shows 2 of 1 views"),
+        ({"tool_reply": "{% if error %}{{ txt }}{% endif %}{% for v in views %}{{ v | image }}{% endfor %}"}, "'txt'"),
+    ],
+)
+def test_templates_are_checked_before_any_episode(settings, wrong):
+    lines = list(Protocol(**settings).check([{"type": "function"}]))
+    assert len(lines) == bool(wrong)
+    assert wrong in "".join(lines)
