@@ -279,3 +279,13 @@ async def test_a_sample_drawn_twice_is_rolled_out_twice():
             SAMPLE, size=2, make_env=Env, policy=policy, store=ImageStore(), sampling=SamplingParams(), group=name
         )
     assert len({r.sampling.seed for r in policy.requests}) == 4
+
+
+async def test_a_policy_that_returns_no_completion_is_to_blame_by_name():
+    class Mute(Script):
+        async def complete(self, request):
+            return None
+
+    t = await episode(Mute())
+    assert t.stop is StopReason.POLICY_ERROR
+    assert t.error.splitlines()[0] == "TypeError: Mute.complete() returned NoneType, which is no Completion"

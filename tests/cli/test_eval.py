@@ -76,6 +76,25 @@ def test_a_model_that_fails_everywhere_is_one_line(recipe: str, capsys: pytest.C
     assert "this model is broken" in fails(["eval", recipe, "--model", "broken", "--n", "2"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], 'Invalid value "-1" for --seed. Must be >= 0.'),
+        (["--seed", str(2**63)], f"Must be < {2**63}."),
+        (["--n", "0"], 'Invalid value "0" for --n. Must be >= 1.'),
+        (["--n", "many"], 'unable to convert "many" into int'),
+        (["--modle", "x"], "Unknown option: --modle"),
+        (["--model", "./gone"], "--model: there is no model folder './gone'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    recipe: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(["eval", recipe, *arguments], capsys)
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
 def test_a_missing_recipe_and_profile_are_one_line_each(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing.yaml" in fails(["eval", "nothing.yaml"], capsys)
     assert "few" in fails(["eval", recipe, "--profile", "fwe"], capsys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,19 @@ def test_a_picture_that_is_none_is_one_line(recipe: str, tmp_path: Path, capsys:
     assert "missing.png" in error_of(["run", recipe, str(tmp_path / "missing.png"), "?"], capsys)
 
 
+def test_a_picture_may_be_a_data_url_but_no_other_url(
+    recipe: str, picture: str, hard: Sample, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(Path(picture).read_bytes()).decode()}"
+    runs(["run", recipe, url, hard.question])
+    assert f"answer: {hard.answer}" in capsys.readouterr().out
+    error = error_of(["run", recipe, "https://example.org/a.png", "?"], capsys)
+    assert (
+        error
+        == "error: 'https://example.org/a.png': of all URLs only data: is opened; download the picture and name its file\n"
+    )
+
+
 def test_what_is_there_is_not_overwritten(
     recipe: str, picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +115,10 @@ def test_what_is_there_is_not_overwritten(
 
 def test_a_report_of_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing to report on" in error_of(["report", str(tmp_path)], capsys)
+
+
+def test_a_report_of_less_than_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--trajectories" in error_of(["report", str(tmp_path), "--trajectories", "-1"], capsys)
 
 
 def test_a_models_text_cannot_steer_the_terminal() -> None:

@@ -24,6 +24,16 @@ def crash(ctx: ToolContext) -> ToolResult:
     """Crash."""
     raise RuntimeError("out of luck")
 
+@tool
+def wordy(ctx: ToolContext) -> ToolResult:
+    """Fail at length."""
+    raise RuntimeError("out of luck\\n  with \\x1b[2J\\nmany lines")
+
+@tool
+def painter(ctx: ToolContext) -> str:
+    """Paint the terminal."""
+    return "\\x1b]0;mine\\x07red"
+
 def forgotten(ctx: ToolContext) -> ToolResult:
     """Its decorator is missing."""
     raise AssertionError("called")
@@ -119,6 +129,8 @@ def test_a_tool_of_your_own_by_file(here: Path, capsys: pytest.CaptureFixture[st
         (("zoom", "picture.png", "box=1,2,30,40", "--out", "nowhere/a.png"), "cannot write 'nowhere/a.png'"),
         (("zoom", "picture.png", "box=1,2,30,40", "--out", "a.nonsense"), "end --out in .png"),
         (("./own.py:crash", "picture.png"), "RuntimeError: out of luck"),
+        (("./own.py:wordy", "picture.png"), "(RuntimeError: out of luck with �[2J many lines)"),
+        (("zoom", "https://example.org/a.png", "box=1,2,3,4"), "'https://example.org/a.png': of all URLs only data:"),
         (("./own.py:Pair", "picture.png"), "set of tools (one, two)"),
         (("zoom", "picture.png", "box=1,2,30,40", "--first-view", "-1"), "scale"),
     ],
@@ -131,6 +143,11 @@ def test_each_mistake_is_one_clear_line(
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
     assert Path("picture.png").read_bytes() == before
+
+
+def test_a_tools_text_cannot_steer_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("try", "./own.py:painter", "picture.png") == 0
+    assert capsys.readouterr().out == "�]0;mine�red\n"
 
 
 def test_no_file_is_overwritten_and_a_forgotten_decorator_is_named(here: Path, capsys: pytest.CaptureFixture[str]):

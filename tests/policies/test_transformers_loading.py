@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from agentvision.errors import ModelError
-from agentvision.policies.transformers import TransformersPolicy
+from agentvision.policies.transformers import TransformersPolicy, load_model
 
 from .policy_cases import picture, run
 
@@ -50,3 +51,9 @@ def test_a_model_of_another_family_is_refused(codec):
 
     with pytest.raises(ModelError, match="family"):
         TransformersPolicy(nn.Linear(2, 2), codec)
+
+
+def test_no_bar_is_drawn_where_nobody_watches(saved, capfd):
+    transformers_logging.enable_progress_bar()
+    load_model(saved, device="cpu")
+    assert capfd.readouterr().err == ""

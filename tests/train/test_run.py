@@ -251,4 +251,7 @@ def test_the_command_trains_and_an_interrupted_one_says_so_by_its_exit_code(reci
         main(["train", "./small.yaml", "--out", "cut", "rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]"])
     assert exit_.value.code == 128 + signal.SIGTERM
     assert (tmp_path / "cut" / "checkpoints" / "step-000000").is_dir()
-    assert "--resume" in capfd.readouterr().err
+    override = "'rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]'"
+    assert capfd.readouterr().err.endswith(
+        f"continue with: agentvision train ./small.yaml {override} --out cut --resume\n"
+    )
