@@ -45,7 +45,8 @@ class Environment(Protocol):
     """What an episode runs in. One environment serves one episode at a time."""
 
     async def reset(self, sample: Sample, *, seed: int) -> Observation:
-        """Begin an episode. Raises what it likes; the rollout records it as `StopReason.ENV_ERROR`."""
+        """Begin an episode. What it raises ends the episode: `ImageError` says that the sample's image is bad
+        (`StopReason.BAD_IMAGE`), anything else that the environment failed (`StopReason.ENV_ERROR`)."""
         ...
 
     async def step(self, message: Message) -> StepResult:

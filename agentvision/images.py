@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import io
+import math
 import re
 import threading
 import weakref
@@ -24,7 +25,7 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image, ImageOps
 
 from agentvision.errors import ImageError
-from agentvision.types import Box, ImageHash, ImageSource, Size
+from agentvision.types import Box, ImageHash, ImageSource, Resized, Size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What is decoded."""
@@ -49,9 +50,13 @@ def image_hash(image: Image.Image) -> ImageHash:
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as upright RGB, fully decoded.
 
-    `source` is a PIL image, a path, encoded bytes, or a `data:` URL. Transparency is laid on white; 16-bit grey keeps
-    its high byte. Raises `ImageError` for what cannot be read, is not allowed, is animated, or is over `max_pixels`.
+    `source` is a PIL image, a path, encoded bytes, a `data:` URL, or one of these `Resized`. Transparency is laid on
+    white; 16-bit grey keeps its high byte. Raises `ImageError` for what cannot be read, is not allowed, is animated, or
+    is over `max_pixels`.
     """
+    if isinstance(source, Resized):
+        image = open_image(source.source, max_pixels=max_pixels)
+        return render(image, Box(0, 0, *image.size), full_size(source, image.size))
     if isinstance(source, Image.Image):
         return _upright_rgb(_checked(source, "a PIL image", max_pixels), "a PIL image")
     data, name = _read(source)
@@ -73,6 +78,16 @@ def _header(data: bytes, name: str) -> Image.Image:
             if accept is None or accept(data[:16]) is True:
                 return factory(io.BytesIO(data), "")
     raise ImageError(f"{name} is not a readable picture of {', '.join(FORMATS)}; {_PNG_HINT}")
+
+
+def full_size(source: Resized, size: Size) -> Size:
+    """The size at which a picture of `size` counts as the original."""
+    if source.size is not None:
+        return source.size
+    width, height = size
+    area = max(source.min_pixels, width * height)
+    factor = math.sqrt(min(area, source.max_pixels or area) / (width * height))
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def decode_data_url(url: str) -> bytes:
@@ -168,6 +183,10 @@ class ImageStore:
         return len(self._images)
 
     def _source_key(self, source: ImageSource) -> Hashable:
+        if isinstance(source, Resized):
+            inside = source.source
+            key = image_hash(inside) if isinstance(inside, Image.Image) else self._source_key(inside)
+            return "resized", key, source.size, source.min_pixels, source.max_pixels
         if isinstance(source, Image.Image):
             how = ("pil", id(source))
             with self._lock:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from agentvision.env import Environment
+from agentvision.errors import ImageError
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, Policy, Request, SamplingParams
 from agentvision.seeds import seed_for
@@ -65,7 +66,11 @@ class _Episode:
         """Whose code runs now: where an exception would be recorded."""
 
     async def run(self, env: Environment, seed: int) -> None:
-        opening = await env.reset(self.sample, seed=seed)
+        try:
+            opening = await env.reset(self.sample, seed=seed)
+        except ImageError as error:
+            self.stop, self.error = StopReason.BAD_IMAGE, str(error)
+            return
         self.full_tokens = opening.full_tokens
         if not self.commit(opening.messages, opening.views):
             self.stop = StopReason.CONTEXT

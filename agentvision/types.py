@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from PIL import Image
 
-    ImageSource: TypeAlias = "Image.Image | Path | str | bytes"
+    ImageSource: TypeAlias = "Image.Image | Path | str | bytes | Resized"
 else:
     ImageSource = Any
 
@@ -49,17 +49,32 @@ class StopReason(StrEnum):
     """The episode ran out of time."""
     POLICY_ERROR = "policy_error"
     """The policy failed; the reason stands in `Trajectory.error`."""
+    BAD_IMAGE = "bad_image"
+    """An image of the question cannot be read or shown: the row of the data set is bad, `Trajectory.error` says why."""
     ENV_ERROR = "env_error"
-    """The environment failed (an unreadable image, a bug in user code); the reason stands in `Trajectory.error`."""
+    """The environment failed (a bug in user code); the reason stands in `Trajectory.error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A picture that counts as the original at another size; read and resized when it is loaded.
+
+    `size` is exact. Without one the area is brought between `min_pixels` and `max_pixels`, the sides in proportion.
+    """
+
+    source: ImageSource
+    size: Size | None = None
+    min_pixels: int = 1
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One question about one or more images.
 
-    `images` are decoded late: a PIL image, a path, encoded bytes, or a `data:` URL. `answer` is the ground truth (None
-    when unknown). `meta` is carried along untouched; `meta["needs_original"]`, where a generator knows it, is used only
-    for measuring.
+    `images` are decoded late: a PIL image, a path, encoded bytes, a `data:` URL, or one of these `Resized`. `answer` is
+    the ground truth (None when unknown). `meta` is carried along untouched; `meta["needs_original"]`, where a generator
+    knows it, is used only for measuring.
     """
 
     id: str

@@ -20,7 +20,7 @@ from agentvision.tokens import token_count
 from agentvision.tracking import Tracker, read_metrics
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.grpo import GRPO
-from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import freeze, make_accelerator, make_learner
 from agentvision.train.optimizer import make_optimizer
 from agentvision.train.progress import StepProgress
@@ -83,6 +83,7 @@ class FrameworkSide:
             held_out=[],
             checkpoints=Checkpoints(out / CHECKPOINTS, keep=1),
             bad=BadSteps(recipe.trainer.max_bad_steps),
+            bad_images=BadImages(recipe.data.max_bad_share),
             tracker=Tracker.open(out, recipe),
             journal=Journal(out),
             progress=StepProgress(recipe.name, total=recipe.trainer.steps, quiet=True),

@@ -19,7 +19,7 @@ from PIL import Image
 from agentvision import images
 from agentvision.errors import ImageError
 from agentvision.images import ImageStore, decode_data_url, image_hash, open_image, render
-from agentvision.types import Box
+from agentvision.types import Box, Resized
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -263,6 +263,30 @@ def test_a_picture_at_a_reused_address_is_not_mistaken():
     keys = [
         store.load(Image.new("RGBA", (8, 8), (k, 0, 0, 255))) for k in range(50)
     ]  # each is freed, and its id reused
+    assert [store.get(key).getpixel((0, 0))[0] for key in keys] == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("resized", "size"),
+    [
+        (Resized(ramp(40, 20), (10, 30)), (10, 30)),
+        (Resized(ramp(40, 20)), (40, 20)),
+        (Resized(ramp(40, 20), min_pixels=3200, max_pixels=5000), (80, 40)),
+        (Resized(ramp(40, 20), max_pixels=200), (20, 10)),
+        (Resized(ramp(900, 1), max_pixels=4), (60, 1)),
+        (Resized(encoded(ramp(40, 20)), (10, 30)), (10, 30)),
+    ],
+)
+def test_a_resized_picture_counts_as_the_original_at_that_size(resized: Resized, size: tuple[int, int]):
+    store = ImageStore()
+    key = store.load(resized)
+    assert store.size(key) == size and store.load(resized) == key
+    assert image_hash(open_image(resized)) == key
+
+
+def test_resized_pictures_at_a_reused_address_are_not_mistaken():
+    store = ImageStore()
+    keys = [store.load(Resized(Image.new("RGB", (8, 8), (k, 0, 0)), (4, 4))) for k in range(50)]
     assert [store.get(key).getpixel((0, 0))[0] for key in keys] == list(range(50))
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from agentvision.errors import ImageError
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, SamplingParams
 from agentvision.rollout import Limits, rollout_groups, run_episode, run_group
@@ -123,6 +124,17 @@ async def test_a_failure_inside_is_recorded_with_whose_it_was(policy, env, stop)
     assert t.error
     assert env.closed == 1
     assert policy.released
+
+
+async def test_an_image_that_cannot_be_read_is_the_samples_fault():
+    class Blind(Env):
+        async def reset(self, sample, *, seed):
+            raise ImageError("cut short")
+
+    t = await episode(Script("x"), env := Blind())
+    assert (t.stop, t.error, t.turns, env.closed) == (StopReason.BAD_IMAGE, "cut short", (), 1)
+    late = await episode(Script("x"), Env(fail=ImageError("a bug of the environment")))
+    assert late.stop is StopReason.ENV_ERROR
 
 
 async def test_a_deadline_ends_the_episode_and_keeps_what_was_said():

@@ -22,7 +22,7 @@ from agentvision import build
 from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.data import open_questions
-from agentvision.errors import RunError
+from agentvision.errors import DataError, RunError
 from agentvision.evaluate.metrics import INTERVAL, summarize
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
@@ -43,7 +43,7 @@ SCHEMA = 1
 _BLOCK = 256
 """Questions whose images are in memory together."""
 _IN_FLIGHT = 64
-_BROKEN = (StopReason.POLICY_ERROR, StopReason.ENV_ERROR)
+_BROKEN = (StopReason.POLICY_ERROR, StopReason.BAD_IMAGE, StopReason.ENV_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ def evaluate(
 
     Raises:
         RunError: `out` holds results already, or every episode failed before it could say anything about the model.
+        DataError: the images of more than `data.max_bad_share` of the questions cannot be read.
         AgentVisionError: the model, data set, tools or rewards cannot be found or used.
     """
     return run_sync(lambda: _evaluate(recipe, model, n, seed, out, policy, on_done))
@@ -124,6 +125,7 @@ async def _evaluate(
         if policy is None:
             await used.close()
     _check_some_worked(trajectories)
+    _check_images(trajectories, recipe.data.max_bad_share)
     metrics = summarize(trajectories, seed=seed) | {
         "rewards": rewards.summary([rewards.metrics()]),
         "seconds": seconds,
@@ -210,6 +212,20 @@ def _check_some_worked(trajectories: Sequence[Trajectory]) -> None:
         first = trajectories[0]
         reason = first.error.splitlines()[0] if first.error else "no reason given"
         raise RunError(f"all {len(trajectories)} episodes ended in {str(first.stop)!r}; the first: {reason}")
+
+
+def _check_images(trajectories: Sequence[Trajectory], max_share: float) -> None:
+    """Questions whose images cannot be read leave the numbers; too many would make them another data set's."""
+    bad = [t for t in trajectories if t.stop is StopReason.BAD_IMAGE]
+    if len(bad) > max_share * len(trajectories):
+        raise DataError(
+            f"the images of {len(bad)} of {len(trajectories)} questions cannot be read, more than "
+            f"data.max_bad_share={max_share!r} allows; the first is {bad[0].sample.id!r}: {bad[0].error}"
+        )
+    if bad:
+        log.warning(
+            "the images of %d questions cannot be read; the first is %r: %s", len(bad), bad[0].sample.id, bad[0].error
+        )
 
 
 def _about(recipe: Recipe, *, model: str, policy: Policy, seed: int) -> dict[str, Any]:

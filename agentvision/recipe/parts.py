@@ -81,9 +81,9 @@ class WeightSchedule(Section):
     """Weight at first."""
     final: float
     """Weight at last; also the one that evaluations take."""
-    steps: Positive
+    steps: PositiveInt
     """Steps of training in which it moves."""
-    after: NotNegative = 0
+    after: NonNegativeInt = 0
     """Steps of training before it moves."""
     shape: Literal["linear", "cosine"] = "linear"
     """How it moves: `linear` evenly, `cosine` leaving and arriving gently."""

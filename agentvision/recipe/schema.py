@@ -83,8 +83,8 @@ class Fields(Section):
     """The ground truth."""
     id: Columns = ("id", "doc_id")
     """The row's name; repeated names are numbered, missing ones are the row's index."""
-    meta: Columns = ()
-    """Columns carried along in `Sample.meta`."""
+    meta: Columns = ("needs_original",)
+    """Columns carried along in `Sample.meta`; those that are not there are left out."""
 
 
 class Split(Section):
@@ -108,13 +108,16 @@ class Data(Section):
     """Where questions come from. `source`, `path`, `fields` and `options` here are the defaults of both splits."""
 
     source: Name
-    """A data plug-in: `glyphs` and `handwriting` are synthetic, `files` reads local files, `hub` Hugging Face's Hub."""
+    """A data plug-in: `glyphs` and `handwriting` are synthetic, `files` reads local files, `hub` Hugging Face's Hub,
+    `visionthink` VisionThink's data sets."""
     path: str | None = None
     """A file, a folder or an id on the Hub, for sources that read one."""
     fields: Fields = Fields()
     """Columns of the source, for sources that have columns."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further keyword arguments of the source."""
+    max_bad_share: Share = 0.05
+    """Share of rows that may be no questions, or have pictures that cannot be read, above which nothing is run."""
     train: Split = Split()
     """Questions to train on."""
     eval: Split = Split()

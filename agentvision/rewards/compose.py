@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 ENV_PART = "env"
 """The name of the environment's own reward among the scores."""
 
-_FAILED = (StopReason.POLICY_ERROR, StopReason.ENV_ERROR)
+_FAILED = (StopReason.POLICY_ERROR, StopReason.BAD_IMAGE, StopReason.ENV_ERROR)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from agentvision.train.advantages import group_advantages
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
-from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import Learner
 from agentvision.train.lockstep import Batching, Lockstep
 from agentvision.train.metrics import rollout_metrics, update_metrics
@@ -71,6 +71,7 @@ class GRPO:
     """Questions of the evaluations between steps."""
     checkpoints: Checkpoints
     bad: BadSteps
+    bad_images: BadImages
     tracker: Tracker | None
     """None on ranks other than the first; so is the journal."""
     journal: Journal | None
@@ -100,6 +101,7 @@ class GRPO:
         store = ImageStore()
         # rollout and reward
         collected = await self.collect(store)
+        self.check_images(collected)
         self.check_invalid(collected, store)
         # advantage
         groups = [examples_of(scored) for scored in collected.with_signal]
@@ -197,6 +199,14 @@ class GRPO:
                     self.bad.bad(f"step {self.step}: loss {stats.loss!r}, gradient norm {stats.grad_norm!r}")
         return results
 
+    def check_images(self, collected: Collected) -> None:
+        """Count the questions whose images cannot be read; stop when they are more than the recipe allows."""
+        groups = [scored.group for scored in collected.groups]
+        bad = [t for t in (group.trajectories[0] for group in groups) if t.stop is StopReason.BAD_IMAGE]
+        counts = self._of_all_ranks((len(bad), len(groups), f"{bad[0].sample.id}: {bad[0].error}" if bad else ""))
+        first = next((told for _, _, told in counts if told), "")
+        self.bad_images.count(sum(c[0] for c in counts), sum(c[1] for c in counts), first)
+
     def check_invalid(self, collected: Collected, store: ImageStore) -> None:
         """Stop when rewards (or episodes) fail more often than the recipe allows: the rest would be a biased sample.
 
@@ -253,6 +263,7 @@ class GRPO:
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,
+            "bad_images": self.bad_images.bad,
         } | flatten(self.learner.rewards.summary(counted))
         every = self.recipe.tracking.trajectories_every
         if every and (self.step - 1) % every == 0:

@@ -1,4 +1,4 @@
-"""What keeps a run from hurting itself: signals that end it cleanly, and numbers that are not finite.
+"""What keeps a run from hurting itself: signals that end it cleanly, numbers that are not finite, pictures that are bad.
 
 The first SIGINT or SIGTERM asks: work that can be abandoned is cancelled, the loop saves a checkpoint and ends. A second
 one falls through to the default and kills. Bad steps (a loss or gradient that is not finite) are skipped before they
@@ -90,4 +90,26 @@ class BadSteps:
                 f"{self.in_a_row} updates in a row were not finite (last: {what}) and were skipped; the weights are those "
                 "of the last good one. Lower trainer.lr in a new run (its model.path may name a checkpoint's model/), or "
                 "look at the rewards and log-probs in metrics.jsonl"
+            )
+
+
+class BadImages:
+    """Counts questions whose images could not be read, which is found out when an episode begins. Such an episode is invalid;
+    past `max_share` of those asked since the process began, the run stops. A few among few questions say nothing yet.
+    """
+
+    FEW = 10
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self.asked = self.bad = 0
+
+    def count(self, bad: int, asked: int, first: str = "") -> None:
+        """Add a step's questions; `first` names one that is bad. Raises `TrainingStopped` when there are too many."""
+        self.asked, self.bad = self.asked + asked, self.bad + bad
+        if self.bad >= self.FEW and self.bad > self._max_share * self.asked:
+            seen = f" ({first})" if first else ""
+            raise TrainingStopped(
+                f"the images of {self.bad} of {self.asked} questions cannot be read, more than "
+                f"data.max_bad_share={self._max_share!r} allows{seen}; `agentvision data check` lists them"
             )

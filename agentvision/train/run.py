@@ -28,7 +28,7 @@ from agentvision.tracking import Tracker
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
 from agentvision.train.export import export_model
 from agentvision.train.grpo import GRPO
-from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import Learner, make_accelerator, make_learner
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
@@ -138,6 +138,7 @@ async def _stages(
         held_out=held_out,
         checkpoints=checkpoints,
         bad=BadSteps(recipe.trainer.max_bad_steps),
+        bad_images=BadImages(recipe.data.max_bad_share),
         tracker=tracker,
         journal=journal,
         progress=progress,

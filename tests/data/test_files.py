@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import csv
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from agentvision.data import open_questions
+from agentvision.data import check_source, open_questions
 from agentvision.data.files import files, hub
 from agentvision.data.rows import Rows
 from agentvision.errors import AgentVisionError, DataError, PluginError
@@ -35,6 +36,9 @@ VISIONTHINK = Fields.model_validate(
 FILES = "agentvision.data.files:files"
 
 
+GOOD = {"question": "q", "answer": "a", "image": "a.png"}
+
+
 def png(colour: str = "red", size: tuple[int, int] = (6, 4)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
@@ -48,7 +52,8 @@ def jsonl(path: Path, *rows: Any) -> Path:
 
 
 def reasons(rows: Rows) -> dict[str, tuple[int, int]]:
-    return dict(rows.left_out.reasons)
+    """How many rows each reason left out, and the first of them."""
+    return {reason: (len(found), found[0]) for reason, found in rows.left_out.reasons.items()}
 
 
 # --- text files -----------------------------------------------------------------------------------------------------
@@ -115,7 +120,10 @@ def test_every_bad_row_is_counted_by_reason_and_none_is_replaced(tmp_path: Path)
         "a picture is neither a path nor a data: URL nor bytes": (2, 16),
         "a picture is not a valid data: URL": (1, 17),
     }
-    assert str(rows.left_out).startswith("17 of 19 rows left out: not a line of JSON: 2 (first in row 2); ")
+    told = str(rows.left_out)
+    assert told.startswith(
+        "17 of 19 rows left out: not a line of JSON: 2 (lines 2, 4); not a JSON object: 1 (line 3); "
+    )
 
 
 def test_a_root_may_be_named(tmp_path: Path) -> None:
@@ -141,7 +149,7 @@ def test_csv_tsv_and_json_arrays(tmp_path: Path) -> None:
     for name in ("q.csv", "q.tsv", "q.json"):
         rows = files(path=str(tmp_path / name))
         assert [(s.question, s.answer) for s in rows] == [("a, b", "x")]
-    assert reasons(files(path=str(tmp_path / "q.csv"))) == {"more cells than the header has": (1, 2)}
+    assert reasons(files(path=str(tmp_path / "q.csv"))) == {"more cells than the header has": (1, 3)}
 
 
 def test_the_splits_name_fills_the_path(tmp_path: Path) -> None:
@@ -198,6 +206,50 @@ def test_any_rows_are_questions_or_counted(tmp_path: Path, values: list[Any]) ->
     for sample in rows:
         assert sample.question.strip() and sample.images
     assert len({sample.id for sample in rows}) == len(rows)
+
+
+def test_rows_are_found_again_by_their_place_and_known_by_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "q.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"question": "one \xc3\xa9", "answer": "a", "image": "a.png"}\r\n'
+        b'\n   \njunk\n{"question": "two", "answer": "b", "image": "a.png"}'
+    )
+    (tmp_path / "q.csv").write_bytes(
+        b'\xef\xbb\xbfquestion,image,answer\r\n"one \xc3\xa9",a.png,"a\r\nmore"\r\n\r\njunk,a.png,x,y\r\ntwo,a.png,b'
+    )
+    lines, cells = (files(path=str(tmp_path / name)) for name in ("q.jsonl", "q.csv"))
+    for rows in (lines, cells):
+        assert [rows[i].question for i in (1, 0, -1)] == ["two", "one é", "two"]
+    assert [lines.place(i) for i in range(2)] == ["line 1", "line 5"]
+    assert [cells.place(i) for i in range(2)] == ["line 2", "line 6"]
+    assert (str(lines.left_out), str(cells.left_out)) == (
+        "1 of 3 rows left out: not a line of JSON: 1 (line 4)",
+        "1 of 3 rows left out: more cells than the header has: 1 (line 5)",
+    )
+    assert cells[0].answer == "a\r\nmore"
+
+
+def test_a_file_that_changes_under_its_reader_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", GOOD, GOOD)
+    rows = files(path=str(path))
+    jsonl(path, GOOD | {"question": "another"}, GOOD)
+    with pytest.raises(DataError, match="was changed while it was in use"):
+        rows[1]
+
+
+csv_cells = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip()
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(csv_cells, csv_cells), max_size=5))
+def test_any_cells_are_read_back_in_any_order(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    with (tmp_path / "q.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([("question", "answer"), *rows])
+    found = files(path=str(tmp_path / "q.csv"), fields=Fields(images=()))
+    assert [(found[i].question, found[i].answer) for i in reversed(range(len(rows)))] == rows[::-1]
 
 
 # --- datasets -------------------------------------------------------------------------------------------------------
@@ -308,6 +360,23 @@ def test_lists_of_pictures(tmp_path: Path, decoded: bool) -> None:
     assert reasons(found) == {"no picture": (2, 2)} | ({} if decoded else outside)
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_pictures_stay_with_their_rows(tmp_path: Path, shuffled: bool) -> None:
+    import datasets
+
+    rows = [
+        {"question": str(i), "answer": "a", "images": [{"bytes": png(size=(1 + i, 2)), "path": None}] * (i % 3)}
+        for i in range(200)
+    ]
+    data = datasets.Dataset.from_list(rows)
+    (data.shuffle(seed=1) if shuffled else data).save_to_disk(tmp_path / "set", num_shards=3)
+    found = files(path=str(tmp_path / "set"))
+    assert {s.question: [open_image(i).width for i in s.images] for s in found} == {
+        str(i): [1 + i] * (i % 3) for i in range(200) if i % 3
+    }
+    assert len(found.left_out.reasons["no picture"]) == 67
+
+
 def test_a_selection_of_a_data_set_keeps_its_order(tmp_path: Path) -> None:
     import datasets
 
@@ -395,10 +464,101 @@ def test_a_limit_hides_nothing_else_that_a_source_can_do(tmp_path: Path, monkeyp
 
 
 def test_rows_left_out_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = jsonl(tmp_path / "q.jsonl", {"question": "q", "answer": "a", "image": "a.png"}, "junk")
+    jsonl(tmp_path / "train.jsonl", *[GOOD] * 19, "", "junk")
     with caplog.at_level(logging.WARNING):
-        open_questions(recipe_over({"source": FILES, "path": str(path)}), "train")
-    assert caplog.messages == ["data.train: 1 of 2 rows left out: not a line of JSON: 1 (first in row 2)"]
+        open_questions(recipe_over({"source": FILES, "path": f"{tmp_path}/{{split}}.jsonl"}), "train")
+    assert caplog.messages == ["data.train: 1 of 20 rows left out: not a line of JSON: 1 (line 21)"]
+
+
+def test_too_many_bad_rows_are_an_error_that_says_which(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", GOOD, "junk", GOOD | {"image": "gone.png"})
+    data = {"source": FILES, "path": str(path), "eval": {"path": "other.jsonl"}}
+    with pytest.raises(DataError) as caught:
+        open_questions(recipe_over(data), "train")
+    assert str(caught.value) == (
+        "data.train: 2 of 3 rows left out: not a line of JSON: 1 (line 2); a picture's file is missing: 1 (line 3). "
+        "That is more than data.max_bad_share=0.05 allows"
+    )
+    assert len(open_questions(recipe_over(data | {"max_bad_share": 0.7}), "train")) == 1
+
+
+# --- held-out questions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "q.jsonl"},
+        {"path": "q.jsonl", "eval": {"split": "validation"}},
+        {"path": "q.jsonl", "eval": {"limit": 1}},
+        {"path": "{split}.jsonl", "eval": {"split": "train"}},
+        {"path": "saved"},
+    ],
+)
+@pytest.mark.parametrize("use", ["train", "eval"])
+def test_no_recipe_is_measured_on_the_rows_it_trains_on(
+    data: dict[str, Any], use: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("q.jsonl", "train.jsonl"):
+        jsonl(tmp_path / name, GOOD)
+    datasets.Dataset.from_list([{"question": "q", "answer": "a"}]).save_to_disk(tmp_path / "saved")
+    recipe = recipe_over({"source": FILES, "fields": {"images": []}, **data})
+    with pytest.raises(DataError, match=r"what data.train reads too.*\{split\}.*holdout"):
+        open_questions(recipe, use)
+
+
+def test_what_is_only_evaluated_needs_no_split(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", GOOD)
+    recipe = recipe_over({"source": FILES, "path": str(path)}, trainer={"steps": 0})
+    assert len(open_questions(recipe, "eval")) == 1
+
+
+def test_a_share_is_held_out_by_picture_and_for_good(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "a", "image": f"{i % 100}.png"} for i in range(300)]
+    for i in range(100):
+        (tmp_path / f"{i}.png").write_bytes(png())
+    path = jsonl(tmp_path / "q.jsonl", *rows)
+    recipe = recipe_over({"source": FILES, "path": str(path), "options": {"holdout": 0.2}})
+    train, held = open_questions(recipe, "train"), open_questions(recipe, "eval")
+    assert len(train) + len(held) == 300 and 30 <= len(held) <= 90
+    assert not {s.images for s in train} & {s.images for s in held}
+    before = {s.question for s in held}
+    jsonl(path, *reversed(rows), {"question": "new", "answer": "a", "image": "a.png"})
+    assert {s.question for s in open_questions(recipe, "eval")} - {"new"} == before
+
+
+@pytest.mark.parametrize("layout", ["saved", "splits"])
+def test_embedded_pictures_are_held_out_by_their_bytes(tmp_path: Path, layout: str) -> None:
+    import datasets
+
+    rows = [
+        {"question": f"q{i}", "answer": "a", "image": {"bytes": png(size=(6, 1 + i % 150)), "path": None}}
+        for i in range(300)
+    ]
+    data = datasets.Dataset.from_list(rows)
+    (data if layout == "saved" else datasets.DatasetDict({"train": data})).save_to_disk(tmp_path / "set")
+    train, held = (files(path=str(tmp_path / "set"), split=split, holdout=0.3) for split in ("train", "test"))
+    assert len(train) + len(held) == 300 and 40 <= len(held) <= 140
+    assert not {s.images for s in train} & {s.images for s in held}
+    assert {s.question for s in [*train, *held]} == {f"q{i}" for i in range(300)}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"holdout": 0}, "holdout is 0; it is a share"),
+        ({"holdout": 1.0}, "holdout is 1.0"),
+        ({"holdout": "5%"}, "holdout is '5%'"),
+        ({"holdout": 0.1, "split": "validation"}, "'train' and 'test', not 'validation'"),
+    ],
+)
+def test_a_holdout_that_is_no_share(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    path = jsonl(tmp_path / "q.jsonl", GOOD)
+    with pytest.raises(DataError, match=message):
+        files(path=str(path), **more)
 
 
 @pytest.mark.parametrize(
@@ -431,3 +591,22 @@ def test_sources_that_cannot_be_used_are_clear_errors(
     (tmp_path / "bad.py").write_text("def number(split): return 3\ndef texts(**given): return ['a']\n")
     with pytest.raises(kind, match=message):
         open_questions(recipe_over(data), "train")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source": "glyfs"}, "data.train: there is no 'glyfs'"),
+        ({"source": "glyphs", "options": {"sise": 3}}, "no option 'sise'. Did you mean 'size'"),
+        ({"source": "files", "path": "gone.jsonl", "options": {"rot": "x"}}, "no option 'rot'. Did you mean 'root'"),
+        ({"source": "files"}, "data.train: the source 'files' cannot be opened: .*'path'"),
+        ({"source": "glyphs", "path": "x"}, "reads no path"),
+    ],
+)
+def test_a_source_is_checked_without_being_opened(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(AgentVisionError, match=message):
+        check_source(recipe_over(data), "train")
+
+
+def test_a_source_in_order_is_not_opened_by_its_check() -> None:
+    check_source(recipe_over({"source": "files", "path": "gone.jsonl", "options": {"holdout": 0.1}}), "eval")

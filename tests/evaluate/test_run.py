@@ -175,3 +175,31 @@ def test_it_also_works_inside_an_event_loop(samples: list[Sample]) -> None:
         return evaluate(glyph_recipe(), policy=ScriptedPolicy(samples), n=2).accuracy
 
     assert asyncio.run(inside()) == 1
+
+
+@pytest.mark.usefixtures("some_bad")
+@pytest.mark.parametrize(("bad", "stops"), [(1, False), (2, True)])
+def test_bad_images_leave_the_numbers_and_are_capped(bad: int, stops: bool, tmp_path: Path) -> None:
+    questions = list(GlyphVQA(split="test", seed=0, size=20, columns=5, rows=3))
+    recipe = glyph_recipe(data={"source": "./some_bad.py:questions", "options": {"bad": bad}})
+    if stops:
+        with pytest.raises(DataError, match=r"images of 2 of 20 questions.*max_bad_share=0.05.*not a readable picture"):
+            evaluate(recipe, policy=ScriptedPolicy(questions), out=tmp_path / "out")
+        assert not (tmp_path / "out" / "results.json").exists()
+        return
+    metrics = evaluate(recipe, policy=ScriptedPolicy(questions)).metrics
+    assert (metrics["accuracy"], metrics["invalid"], metrics["stop"]["bad_image"]) == (1, 1, 1)
+
+
+@pytest.fixture
+def some_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data source whose first pictures cannot be read."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "some_bad.py").write_text(
+        "from dataclasses import replace\n"
+        "from agentvision.data.glyphs import GlyphVQA\n"
+        "def questions(split, bad):\n"
+        "    rows = list(GlyphVQA(split='test', seed=0, size=20, columns=5, rows=3))\n"
+        "    return [replace(s, images=(b'junk',)) if i < bad else s for i, s in enumerate(rows)]\n"
+    )
+    monkeypatch.chdir(tmp_path / "plugins")

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from agentvision.errors import TrainingStopped
-from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.guard import BadImages, BadSteps, Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -75,3 +75,14 @@ def test_bad_steps_stop_the_run_only_when_they_come_in_a_row():
     bad.bad("b")
     with pytest.raises(TrainingStopped, match="3 updates in a row"):
         bad.bad("gradient norm inf")
+
+
+def test_bad_images_stop_a_run_when_they_are_many_and_a_large_share():
+    few = BadImages(0.05)
+    few.count(9, 9)  # of a handful of questions: no share to speak of yet
+    few.count(0, 191)
+    with pytest.raises(TrainingStopped, match=r"10 of 199 questions.*max_bad_share=0.05.*\(x: cut short\)"):
+        BadImages(0.05).count(10, 199, "x: cut short")
+    many = BadImages(0.05)
+    many.count(10, 200)
+    assert (many.bad, many.asked) == (10, 200)

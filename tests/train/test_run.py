@@ -214,6 +214,25 @@ def test_a_weights_schedule_follows_the_step_through_a_resume(recipe, tmp_path):
         assert entry.trajectory.reward == pytest.approx(weight * entry.trajectory.scores["letters"].value)
 
 
+def test_pictures_that_cannot_be_read_are_counted_and_stop_the_run(recipe, tmp_path):
+    (tmp_path / "half_bad.py").write_text(
+        "from dataclasses import replace\n"
+        "from agentvision.data.glyphs import GlyphVQA\n"
+        "def questions(split, columns, rows):\n"
+        "    rows = list(GlyphVQA(split=split, seed=0, size=8, columns=columns, rows=rows))\n"
+        "    return [replace(s, images=(b'junk',)) if i % 2 else s for i, s in enumerate(rows)]\n"
+    )
+    data = "data.source=./half_bad.py:questions"
+    out = tmp_path / "run"
+    with pytest.raises(
+        TrainingStopped, match=r"images of 1\d of \d+ questions.*not a readable picture.*agentvision data check"
+    ):
+        train(recipe(data, "trainer.steps=30", "trainer.max_invalid_share=1"), out=out, quiet=True)
+    rows = read_metrics(out)
+    assert 1 <= rows[-1]["bad_images"] < 10
+    assert sum(row["stop/bad_image"] for row in rows) > 0
+
+
 def test_a_warm_start_is_where_the_run_and_its_reference_begin(recipe, tmp_path):
     own = ("algorithm.kl.coef=0.01", "warm_start={steps: 3, batch_size: 4}")
     train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
