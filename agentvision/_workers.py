@@ -4,25 +4,35 @@ A call's deadline counts from when it starts, not from when it queues. A thread 
 misses its deadline is abandoned: its place in the pool goes to the next call at once, and the thread ends when its
 function returns, if ever. Calls of one `name` may leave `MAX_ABANDONED` such threads behind; until some of them return,
 further ones fail.
+
+Async plug-ins run on the event loop itself, where one that computes or waits without `await` holds up every episode, its
+own deadline included. It cannot be cut off from outside, but once it lets go it is named in the log. What may block
+should be a plain function: those run here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 import time
+import types
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 SIZE = 32
 """Calls that run at the same time."""
+BLOCKING_S = 1.0
+"""How long a plug-in may keep the event loop without being named in the log."""
 MAX_ABANDONED = 32
 """Threads that the calls of one name may leave hanging."""
 
@@ -43,7 +53,7 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: str, timeout_s: float) -> Any:
     """Await a coroutine for at most `timeout_s`, even if it ignores its cancellation. Raises `DeadlinePassed`."""
-    task = asyncio.ensure_future(_contained(function()))
+    task = asyncio.ensure_future(_contained(_watched(function(), name)))
     try:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     except asyncio.CancelledError:
@@ -75,7 +85,36 @@ async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: flo
     raise DeadlinePassed(f"{name} did not finish within {timeout_s:g} s.")
 
 
-async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
+_blockers: set[str] = set()
+"""Those that were named already."""
+
+
+@types.coroutine
+def _watched(coroutine: Coroutine[Any, Any, T], name: str) -> Generator[Any, Any, T]:
+    """Await a coroutine; a stretch of it that keeps the event loop for longer than `BLOCKING_S` is logged, once a name."""
+    resume, value = coroutine.send, None
+    while True:
+        began = time.monotonic()
+        try:
+            waited_for = resume(value)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            if (held := time.monotonic() - began) > BLOCKING_S and name not in _blockers:
+                _blockers.add(name)
+                log.warning(
+                    "%s kept the event loop for %.1f s without `await`: every episode stood still, and its own deadline "
+                    "could not end it; make it a plain function (those run in threads), or await what takes long",
+                    name,
+                    held,
+                )
+        try:
+            resume, value = coroutine.send, (yield waited_for)
+        except BaseException as error:
+            resume, value = coroutine.throw, error
+
+
+async def _contained(coroutine: Awaitable[Any]) -> Any:
     """`sys.exit()` in user code must not end the event loop."""
     try:
         return await coroutine

@@ -59,6 +59,11 @@ class ToolFailure(Exception):
     """Raised by a tool: it could not be done, and the model should know. The message is shown to the model."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; its type where none does."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """' Did you mean …?' for the nearest of the known names, else their list; for the end of an error message."""
     names = sorted(known)

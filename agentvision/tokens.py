@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentvision.compute import VisionSpec
-from agentvision.errors import ModelError
+from agentvision.errors import ModelError, first_line
 from agentvision.hub import reachable
 from agentvision.types import ImageHash, ImageSegment, Message, Segment, TextSegment, View, ViewPart
 
@@ -157,7 +157,7 @@ class Codec:
                 path, **options, **{k: v for k, v in pixel_limits.items() if v is not None}
             )
         except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            raise ModelError(f"{str(path)!r} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"{str(path)!r} cannot be loaded as a model: {first_line(error)}") from error
         try:
             stops = GenerationConfig.from_pretrained(path, **options).eos_token_id
         except OSError:

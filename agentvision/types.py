@@ -54,6 +54,11 @@ class StopReason(StrEnum):
     ENV_ERROR = "env_error"
     """The environment failed (a bug in user code); the reason stands in `Trajectory.error`."""
 
+    @property
+    def broken(self) -> bool:
+        """Whether the episode failed through no fault of the model, and so says nothing about it."""
+        return self in (StopReason.POLICY_ERROR, StopReason.BAD_IMAGE, StopReason.ENV_ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class Resized:

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from agentvision.errors import ModelError
+from agentvision.errors import ModelError, first_line
 from agentvision.hub import reachable
 from agentvision.policies._engine import Engine
 from agentvision.policies._jobs import Job, Outcome, PolicyStats
@@ -382,12 +382,11 @@ def load_model(
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{str(path)!r} cannot be loaded as a model: {reason}") from error
+        raise ModelError(f"{str(path)!r} cannot be loaded as a model: {first_line(error)}") from error
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"model.device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"model.device={device!r} cannot be used: {first_line(error)}") from error
 
 
 def best_attention(device: torch.device | str) -> Attention:

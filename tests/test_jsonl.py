@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentvision.errors import RunError
@@ -18,6 +18,7 @@ value = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclud
 records = st.lists(st.dictionaries(st.text(max_size=5), value, max_size=3), max_size=6)
 
 
+@settings(deadline=None)
 @given(records, st.integers(0, 400))
 def test_a_file_cut_anywhere_gives_back_its_whole_lines_and_can_be_gone_on_with(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], kept: int

@@ -51,4 +51,4 @@ def train(
             print(f"continue with: {shlex.join(command)}", file=sys.stderr)
         sys.exit(128 + result.interrupted.value)
     if not quiet:
-        print(f"{result.out}: {result.steps} steps; the model is in {result.export}, the report is {result.report}")
+        print(result.summary)

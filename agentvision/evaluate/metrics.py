@@ -2,9 +2,7 @@
 
 Every number is over questions: one trajectory a question. Proportions carry the Wilson score interval, which keeps its
 coverage at 0 and 1, where a bootstrap shrinks to a point; means (visual tokens, ratios of them) carry the percentile
-bootstrap, resampled by question. An invalid verdict is neither right nor wrong: it leaves the accuracy and is counted.
-"Called" means that a tool delivered a view; a failed call counts as none. Visual tokens are counted twice: *additive*
-(every view shown) and *replacement* (a later view of an original takes the place of the one before).
+bootstrap, resampled by question. What is measured, and on which episodes, is defined in `measures`.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentvision.measures import needs_original, trajectory_metrics, unbroken, verdicts
 from agentvision.types import StopReason, TextSegment, Trajectory
 
 Z_95 = 1.959963984540054
@@ -24,6 +23,8 @@ INTERVAL = (
     f"95 %: Wilson score for proportions, percentile bootstrap by question ({RESAMPLES:,} resamples, seeded) for means"
 )
 """What the intervals are, as `results.json` says it."""
+_PROPORTIONS = ("accuracy", "format", "call_rate")
+"""How the names of measures begin whose values are true or false."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,6 @@ def ratio(above: Sequence[float], below: Sequence[float], *, seed: int = 0) -> E
     return Estimate(float(over.sum() / under.sum()), float(low), float(high))
 
 
-def needs_original(trajectory: Trajectory) -> bool | None:
-    """Whether the question cannot be answered from the first view, where the data set knows."""
-    value = trajectory.sample.meta.get("needs_original")
-    return None if value is None else bool(value)
-
-
 def text_tokens(trajectory: Trajectory) -> int:
     """Tokens of text that the model read and did not write."""
     return sum(len(s.ids) for s in trajectory.segments if isinstance(s, TextSegment) and not s.sampled)
@@ -88,59 +83,40 @@ def summarize(trajectories: Sequence[Trajectory], *, seed: int = 0) -> dict[str,
     """The numbers of `results.json` that come from trajectories; JSON values, None where nothing could be measured.
 
     `<name>_ci` is the interval of `<name>`, see `INTERVAL`. Tokens are means a question; `seed` is the bootstrap's.
+    `broken` counts the episodes that are in none of the measures, and `invalid` those without a verdict, broken included.
     """
-    easy = [t for t in trajectories if needs_original(t) is False]
-    hard = [t for t in trajectories if needs_original(t) is True]
-    formats = [score.value for t in trajectories if (score := t.scores.get("format")) is not None]
-    additive = [t.visual_tokens_additive for t in trajectories]
-    replacement = [t.visual_tokens_replacement for t in trajectories]
-    full = [t.full_tokens for t in trajectories]
-    known = [t for t in trajectories if t.full_tokens > 0]
-    known_full = [t.full_tokens for t in known]
+    counted = unbroken(trajectories)
+    known = [t for t in counted if t.full_tokens > 0]
+    additive = [t.visual_tokens_additive for t in known]
+    replacement = [t.visual_tokens_replacement for t in known]
+    full = [t.full_tokens for t in known]
+    measured = trajectory_metrics(counted)
     estimates = {
-        "accuracy": _accuracy(trajectories),
-        "format": proportion(value == 1 for value in formats if value is not None),
-        "call_rate": _call_rate(trajectories),
-        "call_rate_easy": _call_rate(easy),
-        "call_rate_hard": _call_rate(hard),
-        "visual_tokens_additive": mean(additive, seed=seed),
-        "visual_tokens_replacement": mean(replacement, seed=seed),
-        "visual_tokens_full": mean(full, seed=seed),
-        "accuracy_easy": _accuracy(easy),
-        "accuracy_hard": _accuracy(hard),
-        "accuracy_called": _accuracy([t for t in trajectories if t.looked_closer]),
-        "accuracy_direct": _accuracy([t for t in trajectories if not t.looked_closer]),
-        "visual_share_additive_macro": mean([t.visual_tokens_additive / t.full_tokens for t in known], seed=seed),
-        "visual_share_replacement_macro": mean([t.visual_tokens_replacement / t.full_tokens for t in known], seed=seed),
-        "visual_share_additive_weighted": ratio([t.visual_tokens_additive for t in known], known_full, seed=seed),
-        "visual_share_replacement_weighted": ratio([t.visual_tokens_replacement for t in known], known_full, seed=seed),
-        "text_tokens": mean([text_tokens(t) for t in trajectories], seed=seed),
-        "output_tokens": mean([t.sampled_tokens for t in trajectories], seed=seed),
-        "turns": mean([len(t.turns) for t in trajectories], seed=seed),
+        name: proportion(map(bool, values)) if name.startswith(_PROPORTIONS) else mean(values, seed=seed)
+        for name, values in measured.items()
+    } | {
+        "accuracy_called": proportion(verdicts(t for t in counted if t.looked_closer)),
+        "accuracy_direct": proportion(verdicts(t for t in counted if not t.looked_closer)),
+        "visual_share_additive_macro": mean([a / f for a, f in zip(additive, full, strict=True)], seed=seed),
+        "visual_share_replacement_macro": mean([r / f for r, f in zip(replacement, full, strict=True)], seed=seed),
+        "visual_share_additive_weighted": ratio(additive, full, seed=seed),
+        "visual_share_replacement_weighted": ratio(replacement, full, seed=seed),
+        "text_tokens": mean([text_tokens(t) for t in counted], seed=seed),
     }
     result: dict[str, Any] = {"n": len(trajectories)}
     for name, estimate in estimates.items():
         result[name] = estimate.value
         result[f"{name}_ci"] = estimate.ci
     stops = Counter(t.stop for t in trajectories)
-    tools = Counter(
-        "ok" if u.tool.ok else str(u.tool.error) for t in trajectories for u in t.turns if u.tool is not None
-    )
+    turns = [turn for t in trajectories for turn in t.turns]
+    tools = Counter("ok" if turn.tool.ok else str(turn.tool.error) for turn in turns if turn.tool is not None)
+    problems = Counter(str(turn.parsed.problem) for turn in turns if turn.parsed.problem)
     return result | {
-        "n_easy": len(easy),
-        "n_hard": len(hard),
+        "n_easy": sum(needs_original(t) is False for t in trajectories),
+        "n_hard": sum(needs_original(t) is True for t in trajectories),
+        "broken": len(trajectories) - len(counted),
         "invalid": sum(t.correct is None for t in trajectories),
         "stop": {str(reason): stops[reason] for reason in StopReason if stops[reason]},
         "tool_calls": dict(sorted(tools.items())),
-        "parse_problems": dict(
-            sorted(Counter(str(u.parsed.problem) for t in trajectories for u in t.turns if u.parsed.problem).items())
-        ),
+        "parse_problems": dict(sorted(problems.items())),
     }
-
-
-def _accuracy(trajectories: Iterable[Trajectory]) -> Estimate:
-    return proportion(t.correct for t in trajectories if t.correct is not None)
-
-
-def _call_rate(trajectories: Iterable[Trajectory]) -> Estimate:
-    return proportion(t.looked_closer for t in trajectories)

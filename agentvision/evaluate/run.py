@@ -43,7 +43,6 @@ SCHEMA = 1
 _BLOCK = 256
 """Questions whose images are in memory together."""
 _IN_FLIGHT = 64
-_BROKEN = (StopReason.POLICY_ERROR, StopReason.BAD_IMAGE, StopReason.ENV_ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +97,8 @@ async def _evaluate(
 ) -> EvalResult:
     preflight(recipe, model=model, own_policy=policy is not None)
     folder = None if out is None else _claim(Path(out))
-    settings = recipe.evaluation
-    if seed is None:
-        seed = recipe.seed if settings.seed is None else settings.seed
-    n = settings.n if n is None else n
+    seed = evaluation_seed(recipe) if seed is None else seed
+    n = recipe.evaluation.n if n is None else n
     if n < 1:
         raise RunError(f"n is {n!r}; an evaluation needs at least one question")
     questions = open_questions(recipe, "eval", seed=seed)
@@ -133,6 +130,11 @@ async def _evaluate(
         **_about(recipe, model=path if policy is None else type(policy).__name__, policy=used, seed=seed),
     }
     return EvalResult(metrics, tuple(trajectories), None if folder is None else _write(folder / RESULTS, metrics))
+
+
+def evaluation_seed(recipe: Recipe) -> int:
+    """What picks the questions of a source that makes them and seeds their sampling, between training steps too."""
+    return recipe.seed if recipe.evaluation.seed is None else recipe.evaluation.seed
 
 
 async def ask(
@@ -189,7 +191,7 @@ async def ask(
 
 async def _with_format(trajectory: Trajectory) -> Trajectory:
     """With a score for the format, which is measured also where a recipe does not pay for it."""
-    if Format.name in trajectory.scores or trajectory.stop in _BROKEN:
+    if Format.name in trajectory.scores or trajectory.stop.broken:
         return trajectory
     scores = {**trajectory.scores, Format.name: await Format()(trajectory)}
     return trajectory.with_scores(scores, reward=trajectory.reward, correct=trajectory.correct)
@@ -208,7 +210,7 @@ def _claim(folder: Path) -> Path:
 
 def _check_some_worked(trajectories: Sequence[Trajectory]) -> None:
     """An evaluation in which nothing ran says nothing about the model, and must not look as if it did."""
-    if trajectories and all(t.stop in _BROKEN for t in trajectories):
+    if trajectories and all(t.stop.broken for t in trajectories):
         first = trajectories[0]
         reason = first.error.splitlines()[0] if first.error else "no reason given"
         raise RunError(f"all {len(trajectories)} episodes ended in {str(first.stop)!r}; the first: {reason}")

@@ -196,8 +196,6 @@ class Resample(Section):
 class Algorithm(Section):
     """Group-relative policy optimisation over several turns (VisionThink, Eq. 3)."""
 
-    name: Literal["grpo"] = "grpo"
-    """The algorithm."""
     group_size: Annotated[int, Field(ge=2)] = 16
     """G: rollouts a prompt."""
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2

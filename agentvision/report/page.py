@@ -86,7 +86,7 @@ DIAGNOSTICS = (
         y="groups a step",
         series={"groups": "all", "groups_no_signal": "without signal", "groups_dropped": "dropped"},
     ),
-    Chart(title="Tokens written", y="a rollout", series={"tokens_sampled": "mean", "tokens_sampled_max": "longest"}),
+    Chart(title="Tokens written", y="a rollout", series={"output_tokens": "mean", "output_tokens_max": "longest"}),
     Chart(title="Throughput", y="rollouts a second", series={"samples_per_s": "whole step"}),
 )
 STACKED = (

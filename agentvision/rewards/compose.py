@@ -22,14 +22,12 @@ from agentvision.errors import RecipeError
 from agentvision.rewards._boundary import as_score, score_group, score_trajectory
 from agentvision.rewards.base import DEFAULT_TIMEOUT_S, FunctionReward, grading_key, reward_name, takes_group
 from agentvision.rewards.schedule import Schedule
-from agentvision.types import Group, Score, StopReason, Trajectory
+from agentvision.types import Group, Score, Trajectory
 
 _log = logging.getLogger(__name__)
 
 ENV_PART = "env"
 """The name of the environment's own reward among the scores."""
-
-_FAILED = (StopReason.POLICY_ERROR, StopReason.BAD_IMAGE, StopReason.ENV_ERROR)
 
 
 @dataclass(frozen=True)
@@ -250,6 +248,6 @@ async def _score_each(part: WeightedPart, trajectories: Sequence[Trajectory]) ->
 
 def _failure(trajectory: Trajectory) -> Score | None:
     """The invalid score of an episode that the policy or the environment broke; None for all others."""
-    if trajectory.stop not in _FAILED:
+    if not trajectory.stop.broken:
         return None
     return Score.invalid(f"the episode failed ({trajectory.stop.value}): {trajectory.error[:200]}")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 EQUAL_REWARDS = 1e-9
 """Rewards closer than this are equal: sums of the same parts in another order differ by rounding alone."""
+LARGEST_REWARD = 1e150
+"""The square of a larger one is no float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,9 @@ def group_advantages(
     """A_i = (R_i - mean R) / (std R + eps), mean and unbiased std over the valid members (GRPO; VisionThink, Eq. 3).
 
     `normalise=False` leaves the division out (Dr. GRPO). `rewards_G` holds the G totals of one prompt; None and
-    non-finite values are invalid.
+    values that are not finite, or too large to be squared, are invalid.
     """
-    valid_G = tuple(reward is not None and math.isfinite(reward) for reward in rewards_G)
+    valid_G = tuple(reward is not None and abs(reward) <= LARGEST_REWARD for reward in rewards_G)
     values = [float(reward) for reward, valid in zip(rewards_G, valid_G, strict=True) if valid and reward is not None]
     nothing = (0.0,) * len(rewards_G)
     if len(values) < 2:

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 
 from agentvision import build
 from agentvision.errors import TrainingStopped
-from agentvision.evaluate.run import ask
+from agentvision.evaluate.run import ask, evaluation_seed
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
 from agentvision.policy import Policy
@@ -81,6 +81,8 @@ class GRPO:
     """Steps done."""
     cursor: int = 0
     """Prompts drawn by this rank in those steps; a step that is abandoned draws its prompts again."""
+    moved: bool = False
+    """Whether any step so far had a signal, and moved the weights."""
     saved: int = -1
     """The step of the newest checkpoint of this process."""
     torn: bool = False
@@ -111,6 +113,7 @@ class GRPO:
         rate = learning_rate(self.step, settings, steps=settings.steps)
         prices = self.learner.rewards.scheduled(self.step)
         updates = self.update(groups, collected, store, rate)
+        self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
         await self.learner.policy.weights_changed()
         self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
@@ -242,7 +245,7 @@ class GRPO:
                 policy=self.learner.policy,
                 tools=self.learner.tools,
                 rewards=self.learner.rewards,
-                seed=seed_for(self.recipe.seed, "evaluation"),
+                seed=evaluation_seed(self.recipe),
                 step=self.step,
             )
         groups = [ScoredGroup(Group(t.sample, (t,)), group_advantages([t.reward])) for t in asked]
@@ -279,6 +282,7 @@ class GRPO:
             return path
         state = {
             "cursors": self._of_all_ranks(self.cursor),
+            "moved": self.moved,
             "bad": {"skipped": self.bad.skipped, "in_a_row": self.bad.in_a_row},
         }
         if self.accelerator.is_main_process:
@@ -293,6 +297,7 @@ class GRPO:
         """Continue where `save` left off. The weights and the optimizer are the learner's affair."""
         self.step = self.saved = step
         self.cursor = self.prompts.cursor = state["cursors"][self.accelerator.process_index]
+        self.moved = state["moved"]
         self.bad.skipped, self.bad.in_a_row = state["bad"]["skipped"], state["bad"]["in_a_row"]
         set_random_states(state)
 

@@ -1,7 +1,7 @@
 """The numbers of one step, from its groups and its updates. Pure; names are those of `metrics.jsonl`.
 
 Rollout numbers are means over all trajectories that were rolled out in the step, those of groups without a signal
-included: they describe the policy, not what the loss happened to see.
+included: they describe the policy, not what the loss happened to see. What they measure is defined in `measures`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from agentvision.measures import trajectory_metrics
 from agentvision.train.collect import ScoredGroup
 from agentvision.train.update import UpdateStats
-from agentvision.types import StopReason, Trajectory
+from agentvision.types import StopReason
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are not None; None when there are none."""
+    """Of those that are not None; None when there are none, or their sum is more than a float holds."""
     known = [float(value) for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    try:
+        return statistics.fmean(known) if known else None
+    except OverflowError:
+        return None
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
@@ -30,24 +34,14 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
     problems = Counter(turn.parsed.problem for t in trajectories for turn in t.turns if turn.parsed.problem)
     names = sorted({name for t in trajectories for name in t.scores})
     share = 1 / max(len(trajectories), 1)
-    easy, hard = _by_need(trajectories)
+    measured = {name: mean(values) for name, values in trajectory_metrics(trajectories).items()}
     rewards = [t.reward for t in trajectories]
     return {
         "reward": mean(rewards),
-        "accuracy": mean(t.correct for t in trajectories),
-        "format": mean(_well_formed(t) for t in trajectories),
-        "call_rate": mean(t.looked_closer for t in trajectories),
-        "call_rate_easy": mean(t.looked_closer for t in easy),
-        "call_rate_hard": mean(t.looked_closer for t in hard),
-        "accuracy_easy": mean(t.correct for t in easy),
-        "accuracy_hard": mean(t.correct for t in hard),
-        "visual_tokens_additive": mean(t.visual_tokens_additive for t in trajectories),
-        "visual_tokens_replacement": mean(t.visual_tokens_replacement for t in trajectories),
-        "visual_tokens_full": mean(t.full_tokens for t in trajectories),
-        "turns": mean(len(t.turns) for t in trajectories),
-        "tokens_sampled": mean(t.sampled_tokens for t in trajectories),
-        "tokens_sampled_max": max((t.sampled_tokens for t in trajectories), default=0),
+        **measured,
+        "output_tokens_max": max((t.sampled_tokens for t in trajectories), default=0),
         "reward_std": mean(_spread(scored) for scored in groups),
+        "broken_share": sum(t.stop.broken for t in trajectories) * share,
         "invalid_share": sum(reward is None for reward in rewards) * share,
         "groups": len(groups),
         "groups_no_signal": sum(s.advantages.kept and not s.advantages.signal for s in groups),
@@ -79,23 +73,9 @@ def update_metrics(updates: Sequence[UpdateStats]) -> dict[str, Any]:
     }
 
 
-def _by_need(trajectories: Sequence[Trajectory]) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Those whose question is known to be answerable from the first view, and those that need the original."""
-
-    def where(wanted: bool) -> list[Trajectory]:
-        return [t for t in trajectories if t.sample.meta.get("needs_original") is wanted]
-
-    return where(False), where(True)
-
-
-def _well_formed(trajectory: Trajectory) -> float | None:
-    """The format reward's score where the recipe has one, else whether every turn was in the grammar."""
-    if "format" in trajectory.scores:
-        return trajectory.scores["format"].value
-    in_grammar = all(turn.parsed.problem is None for turn in trajectory.turns)
-    return float(trajectory.stop is StopReason.ANSWERED and in_grammar)
-
-
 def _spread(scored: ScoredGroup) -> float | None:
     values = [r for r in scored.group.rewards_G if r is not None]
-    return statistics.stdev(values) if len(values) > 1 else None
+    try:
+        return statistics.stdev(values) if len(values) > 1 else None
+    except OverflowError:
+        return None

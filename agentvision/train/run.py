@@ -23,7 +23,7 @@ from agentvision.journal import Journal
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
-from agentvision.run_folder import CHECKPOINTS, EXPORT, RESOLVED, WARM_START
+from agentvision.run_folder import CHECKPOINTS, EXPORT, METRICS, RESOLVED, WARM_START
 from agentvision.tracking import Tracker
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
 from agentvision.train.export import export_model
@@ -53,6 +53,19 @@ class TrainResult:
     export: Path | None = None
     report: Path | None = None
     interrupted: signal.Signals | None = None
+    moved: bool = True
+    """False: no step had a signal, so the weights are those that the first one began with."""
+
+    @property
+    def summary(self) -> str:
+        """What came of it, in a line."""
+        if self.steps and not self.moved:
+            return (
+                f"{self.out}: nothing was learned in {self.steps} steps: none had a group whose rewards differ, so no weight "
+                f"moved (groups_no_signal in {METRICS}). Look at the weights of the rewards, and at what the environment "
+                f"lets the model do; the report is {self.report}"
+            )
+        return f"{self.out}: {self.steps} steps; the model is in {self.export}, the report is {self.report}"
 
 
 def train(recipe: Recipe, *, out: Path | str | None = None, resume: bool = False, quiet: bool = False) -> TrainResult:
@@ -221,16 +234,18 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
             run.tracker.event("interrupted", step=run.step, signal=signal_.name)
         run.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
         return TrainResult(out, run.step, checkpoint, interrupted=signal_)
+    if run.tracker is not None and run.step and not run.moved:
+        run.tracker.event("nothing_learned", step=run.step)
     export, report = out / EXPORT, None
     if run.accelerator.is_main_process:
         learner = run.learner
         export_model(learner.model, learner.codec, export, source=learner.source)
         report = _report(out)
-    return TrainResult(out, run.step, checkpoint, export=export, report=report)
+    return TrainResult(out, run.step, checkpoint, export=export, report=report, moved=run.moved)
 
 
 def _held_out(recipe: Recipe) -> list[Sample]:
-    """The questions of the evaluations between steps: the first of the held-out ones, so that they compare."""
+    """The questions of the evaluations between steps: the first of those that `agentvision eval` asks."""
     if not recipe.trainer.eval_every:
         return []
     questions = open_questions(recipe, "eval")
@@ -250,19 +265,22 @@ def _report(out: Path) -> Path | None:
 
 def _check_world(recipe: Recipe, accelerator: Accelerator) -> None:
     world = accelerator.num_processes
-    for name in ("prompts_per_step", "mini_batch_prompts"):
-        value = getattr(recipe.trainer, name)
+    shared: dict[str, int | None] = {
+        "trainer.prompts_per_step": recipe.trainer.prompts_per_step,
+        "trainer.mini_batch_prompts": recipe.trainer.mini_batch_prompts,
+        "warm_start.batch_size": recipe.warm_start.batch_size if recipe.warm_start else None,
+    }
+    for name, value in shared.items():
         if value is not None and value % world:
-            raise RunError(
-                f"trainer.{name}={value} cannot be shared out evenly to {world} processes; take a multiple of it"
-            )
+            raise RunError(f"{name}={value} cannot be shared out evenly to {world} processes; take a multiple of it")
 
 
 def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     """Raise `RunError` where a run may not be started or resumed with this recipe."""
     resolved = out / RESOLVED
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # What a run leaves that was killed before it began is no run.
+        if out.exists() and (not out.is_dir() or any(path.name != f"{RESOLVED}.part" for path in out.iterdir())):
             raise RunError(f"{out} is there already, and no run is overwritten: take --resume, or a new --out")
         return
     if not resolved.is_file():
@@ -278,6 +296,8 @@ def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 def _claim(out: Path, recipe: Recipe) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_resolved(recipe, out / RESOLVED)
+        part = out / f"{RESOLVED}.part"
+        write_resolved(recipe, part)
+        part.replace(out / RESOLVED)  # whole or not there: without it a run cannot be resumed
     except OSError as error:
         raise RunError(f"{out}: cannot write a run here: {error}") from error

@@ -30,7 +30,10 @@ from agentvision.train.losses import (
     supervised_loss,
     token_weights,
 )
-from agentvision.types import ImageHash
+from agentvision.types import ImageHash, TextSegment
+
+_NOTHING = Example((TextSegment((0,)), TextSegment((0,), sampled=True, logprobs=(0.0,))), advantage=0.0)
+"""What a rank computes that has not even a spare example: every episode of its own failed before a token was sampled."""
 
 
 @dataclass(slots=True)
@@ -161,7 +164,7 @@ class Updater:
         most = int(cast("Tensor", self.accelerator.gather(torch.tensor([len(batches)], device=device))).max())
         missing = most - len(batches)
         if missing:
-            filler = batches[0] if batches else micro_batches([spare] if spare else [], **options)[0]
+            filler = batches[0] if batches else micro_batches([spare or _NOTHING], **options)[0]
             batches = [*batches, *[filler] * missing]
         counts = _Counts(LossCounts(trajectories, tokens, self.max_tokens), missing)
         return [batch.to(device) for batch in batches], counts

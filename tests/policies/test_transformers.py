@@ -6,8 +6,9 @@ import copy
 import torch
 
 from agentvision.policies.transformers import TransformersPolicy
-from agentvision.policy import Policy
+from agentvision.policy import TrainablePolicy
 from agentvision.tokens import token_count
+from agentvision.train.lockstep import Batching
 
 from .policy_cases import assert_exact, picture, recorded_logprobs, run
 
@@ -15,7 +16,7 @@ from .policy_cases import assert_exact, picture, recorded_logprobs, run
 
 
 async def test_it_is_a_policy_that_can_be_trained(policy):
-    assert isinstance(policy, Policy)
+    assert isinstance(policy, TrainablePolicy) and isinstance(policy, Batching)
     assert policy.trainable
 
 

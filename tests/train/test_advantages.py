@@ -44,3 +44,11 @@ def test_equal_totals_carry_no_signal_even_when_rounded_differently():
 
 def test_without_normalisation_the_scale_of_the_rewards_stays():
     assert group_advantages([0.0, 3.0], normalise=False).advantages_G == (-1.5, 1.5)
+
+
+def test_a_reward_too_large_to_be_squared_is_invalid_and_harms_nobody():
+    found = group_advantages([1e308, -1e308, 0.0, 1.0])
+    assert found.valid_G == (False, False, True, True)
+    assert found.advantages_G == group_advantages([None, None, 0.0, 1.0]).advantages_G
+    largest = group_advantages([1e150, -1e150])
+    assert all(map(math.isfinite, largest.advantages_G)) and largest.signal

@@ -84,3 +84,9 @@ def test_the_mismatch_is_that_of_the_first_update_alone():
 def test_a_step_without_an_update_has_no_numbers_of_one():
     row = update_metrics([])
     assert row["updates"] == 0 and row["loss"] is None and row["clip_share"] is None
+
+
+def test_rewards_that_no_float_can_sum_are_no_number():
+    row = measured([trajectory(reward=1.7e308), trajectory(reward=1.7e308), trajectory(reward=-1.7e308)])
+    assert row["reward"] is None or math.isfinite(row["reward"])
+    assert measured([trajectory(reward=1.7e308)] * 2)["reward"] is None

@@ -2,10 +2,8 @@
 
 import json
 import signal
-import textwrap
 
 import pytest
-import torch
 
 from agentvision import load_recipe, train
 from agentvision.cli import main
@@ -13,61 +11,13 @@ from agentvision.errors import PluginError, RunError, TrainingStopped
 from agentvision.journal import read_trajectories
 from agentvision.tracking import read_events, read_metrics
 
-REWARDS = """
-import os, signal
-from agentvision.data.glyphs import GlyphVQA
-from agentvision.rewards import reward
-from agentvision.types import Score
-
-@reward
-def letters(trajectory):
-    return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
-
-@reward
-def same(trajectory):
-    return 1.0
-
-@reward
-def broken(trajectory):
-    return Score.invalid("the judge is away")
-
-@reward
-def letters_and_signal(trajectory):
-    left = int(os.environ.get("TEST_SIGNAL_AT", 0))
-    os.environ["TEST_SIGNAL_AT"] = str(left - 1)
-    if left == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
-"""
-
-RECIPE = """
-name: small
-model: {{path: {model}, device: cpu, attn: sdpa}}
-data: {{source: glyphs, options: {{columns: 3, rows: 3}}}}
-env: {{first_view: {{scale: 0.5}}, tools: [resize_image]}}
-protocol: {{system: "Look."}}
-sampling: {{max_tokens: 6, context_tokens: 1024}}
-rewards: [{{"./rewards.py:letters": {{weight: 1.0}}}}]
-algorithm: {{group_size: 3, entropy: 0.001, resample: {{max_rounds: 1}}}}
-trainer: {{steps: 3, prompts_per_step: 2, lr: 1.0e-3, save_every: 1, keep: 2, eval_every: 0}}
-"""
+from .run_cases import same, save_model, steady_metrics, weights, write_recipe
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a model of the tiny kind, its weights random."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    from agentvision.tiny.config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH_PX, tiny_config, tiny_model
-    from agentvision.tiny.tokenizer import build_tokenizer
-
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer(["Look."])
-    tiny_model(tiny_config(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
-        patch_size=PATCH_PX, merge_size=MERGE, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS
-    ).save_pretrained(folder)
+    save_model(folder)
     return folder
 
 
@@ -75,26 +25,16 @@ def model(tmp_path_factory):
 def recipe(model, tmp_path, monkeypatch):
     """A function from overrides to the small recipe; the working directory holds its plug-ins."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rewards.py").write_text(textwrap.dedent(REWARDS))
-    (tmp_path / "small.yaml").write_text(RECIPE.format(model=model))
+    write_recipe(tmp_path, model)
     return lambda *overrides: load_recipe("./small.yaml", overrides=overrides)
-
-
-def weights(folder):
-    from safetensors.torch import load_file
-
-    return load_file(folder / "model.safetensors")
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_leaves_everything_that_others_rely_on(recipe, tmp_path):
     more = ("algorithm.kl.coef=0.01", "trainer.mini_batch_prompts=1", "trainer.eval_every=3", "trainer.eval_n=2")
     result = train(recipe(*more), out=tmp_path / "run", quiet=True)
     out = tmp_path / "run"
-    assert result.steps == 3 and result.interrupted is None
+    assert result.steps == 3 and result.interrupted is None and result.moved
+    assert "the model is in" in result.summary
     for name in ("recipe.resolved.yaml", "metrics.jsonl", "trajectories.jsonl", "images", "checkpoints", "report.html"):
         assert (out / name).exists(), name
     rows = read_metrics(out)
@@ -138,12 +78,7 @@ def test_a_run_that_is_cut_off_and_resumed_ends_in_the_weights_of_one_that_was_n
     assert signal.getsignal(signal.SIGTERM) is before
     resumed = train(recipe(*own), out=tmp_path / "cut", resume=True, quiet=True)
     assert same(weights(resumed.export), weights(whole.export))
-    rows = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
-    volatile = ("time_", "samples_per_s")
-    for one, other in zip(*rows, strict=True):
-        assert {k: v for k, v in one.items() if not k.startswith(volatile)} == {
-            k: v for k, v in other.items() if not k.startswith(volatile)
-        }
+    assert steady_metrics(tmp_path / "cut") == steady_metrics(tmp_path / "whole")
     assert [e.step for e in read_trajectories(tmp_path / "cut")] == [
         e.step for e in read_trajectories(tmp_path / "whole")
     ]
@@ -198,6 +133,8 @@ def test_groups_without_a_signal_move_no_weight(recipe, tmp_path):
     (row,) = read_metrics(tmp_path / "run")
     assert row["groups_no_signal"] == row["groups"] == 4 and row["updates"] == 0
     assert same(weights(result.export), weights(tmp_path_of(recipe)))
+    assert not result.moved and "nothing was learned in 1 steps" in result.summary
+    assert "nothing_learned" in [e["event"] for e in read_events(tmp_path / "run")]
 
 
 def test_a_weights_schedule_follows_the_step_through_a_resume(recipe, tmp_path):

@@ -184,7 +184,7 @@ def rank_of_two(rank, port, out, uneven):
     torch.set_num_threads(1)
     updater = make_updater(touch_all=True, micro_batch_tokens=150)
     mine = [examples()[:9], examples()[9:]] if uneven else [examples(), []]
-    found, _ = gradients(updater, mine[rank], spare=examples()[0])
+    found, _ = gradients(updater, mine[rank], spare=examples()[0] if uneven else None)
     if rank == 0:
         torch.save(found, out)
     torch.distributed.destroy_process_group()
@@ -215,3 +215,19 @@ def test_two_ranks_have_the_gradient_of_one(tmp_path, uneven):
     scale = max(g.abs().max() for g in expected.values())
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() / scale < 1e-6, name
+
+
+def test_a_rank_without_a_single_ledger_still_takes_part():
+    updater = make_updater()
+    before = {k: v.clone() for k, v in updater.model.state_dict().items()}
+    gathered = updater.accelerator.gather
+    updater.accelerator.gather = lambda values: gathered(values) + 2  # another rank has two micro-batches
+    try:
+        batches, counts = updater._plan([], None)
+    finally:
+        updater.accelerator.gather = gathered
+    assert len(batches) == counts.spare == 2
+    weights = [updater._weights(batch, counts, "trajectory", spare=True) for batch in batches]
+    assert all((w == 0).all() and w.numel() == 1 for w in weights)
+    assert all(torch.isfinite(updater.scorer(batch, pixels, None).logprobs).all() for batch in batches)
+    assert all(torch.equal(v, before[k]) for k, v in updater.model.state_dict().items())
