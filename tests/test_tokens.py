@@ -159,5 +159,5 @@ def test_a_fitted_image_is_not_resized_again(codec):
 
 
 def test_a_missing_model_is_a_clear_error(tmp_path):
-    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+    with pytest.raises(ModelError, match="no model folder"):
         Codec.from_pretrained(tmp_path / "nothing")
