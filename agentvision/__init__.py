@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agentvision.errors import ToolFailure as ToolFailure
     from agentvision.errors import ToolRetry as ToolRetry
     from agentvision.evaluate import evaluate as evaluate
+    from agentvision.geometry import Box as Box
     from agentvision.images import ImageStore as ImageStore
     from agentvision.recipe import Recipe as Recipe
     from agentvision.recipe import load_recipe as load_recipe
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from agentvision.tool import ViewId as ViewId
     from agentvision.tool import tool as tool
     from agentvision.train import train as train
-    from agentvision.types import Box as Box
     from agentvision.types import Group as Group
     from agentvision.types import Sample as Sample
     from agentvision.types import Score as Score
@@ -38,7 +38,7 @@ _HOMES = {
     "Agent": "agent",
     "Answer": "agent",
     "AgentVisionError": "errors",
-    "Box": "types",
+    "Box": "geometry",
     "Environment": "env",
     "Group": "types",
     "ImageStore": "images",

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 
 from agentvision.errors import PluginError, suggest
-from agentvision.types import Box
+from agentvision.geometry import Box
 
 _SHOWN = 60
 """Characters of a wrong value that an error repeats."""

@@ -17,9 +17,10 @@ from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.env import Environment
 from agentvision.errors import PluginError
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore, image_hash
 from agentvision.tool import Tool, ToolContext, ToolOutcome, call_tool
-from agentvision.types import Affine, Message, Observation, Sample, StepResult, ToolCall, ToolError, View
+from agentvision.types import Message, Observation, Sample, StepResult, ToolCall, ToolError, View
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _MAX_STEPS = 256

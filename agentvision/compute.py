@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from agentvision.errors import ImageError
-from agentvision.types import Size
+from agentvision.geometry import Size
 
 MAX_ASPECT = 200
 """Longest side over shortest: what Qwen's processor admits."""

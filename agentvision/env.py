@@ -17,12 +17,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from agentvision._workers import run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.errors import PluginError
+from agentvision.geometry import Affine, Box
 from agentvision.images import ImageStore
 from agentvision.protocol import Protocol as TurnProtocol
 from agentvision.tool import NewView, Tool, ToolContext, ToolResult, call_tool
 from agentvision.types import (
-    Affine,
-    Box,
     ImageHash,
     Message,
     Observation,

@@ -17,8 +17,9 @@ import numpy as np
 
 from agentvision.env import Environment
 from agentvision.errors import PluginError
+from agentvision.geometry import Size
 from agentvision.images import ImageStore
-from agentvision.types import Message, Observation, Sample, Size, StepResult
+from agentvision.types import Message, Observation, Sample, StepResult
 
 try:
     import gymnasium

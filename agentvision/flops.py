@@ -15,7 +15,7 @@ from typing import Any
 
 from agentvision.compute import VisionSpec
 from agentvision.errors import ModelError
-from agentvision.types import Size
+from agentvision.geometry import Size
 
 
 def printed_flops(tokens: int, *, layers: int, hidden: int, intermediate: int) -> int:

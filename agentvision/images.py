@@ -25,7 +25,8 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image, ImageOps
 
 from agentvision.errors import ImageError
-from agentvision.types import Box, ImageHash, ImageSource, Resized, Size
+from agentvision.geometry import Box, Size
+from agentvision.types import ImageHash, ImageSource, Resized
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What is decoded."""

@@ -21,8 +21,8 @@ from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentvision.errors import RecipeError
+from agentvision.geometry import Affine
 from agentvision.types import (
-    Affine,
     Message,
     ParsedTurn,
     ParseProblem,

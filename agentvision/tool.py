@@ -27,8 +27,9 @@ from agentvision._schema import Arguments, BadArguments
 from agentvision._workers import DeadlinePassed, run_async, run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.errors import ImageError, PluginError, ToolFailure, ToolRetry, suggest
+from agentvision.geometry import Affine, Box, Size
 from agentvision.images import ImageStore
-from agentvision.types import Affine, Box, ImageHash, Size, ToolCall, ToolError, ToolRecord, View
+from agentvision.types import ImageHash, ToolCall, ToolError, ToolRecord, View
 
 ViewId: TypeAlias = Annotated[int, Field(ge=1)]
 """The index of a view as a tool's argument: 1 for the first picture shown."""

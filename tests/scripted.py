@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 from agentvision.data.glyphs import GlyphVQA
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, Request
 from agentvision.recipe import Recipe
 from agentvision.types import (
-    Affine,
     Message,
     ParsedTurn,
     Sample,

@@ -18,8 +18,9 @@ from PIL import Image
 
 from agentvision import images
 from agentvision.errors import ImageError
+from agentvision.geometry import Box
 from agentvision.images import ImageStore, decode_data_url, image_hash, open_image, render
-from agentvision.types import Box, Resized
+from agentvision.types import Resized
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agentvision.errors import RunError
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.journal import Journal, JournalEntry, image_path, in_groups, load_image, read_trajectories
 from agentvision.types import (
-    Affine,
     ImageSegment,
     Message,
     ParsedTurn,

@@ -8,18 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agentvision.errors import RecipeError
+from agentvision.geometry import Affine
 from agentvision.protocol import MAX_CALL_CHARS, Protocol, parse_call
-from agentvision.types import (
-    Affine,
-    ParsedTurn,
-    ParseProblem,
-    Sample,
-    ToolCall,
-    ToolError,
-    ToolRecord,
-    View,
-    ViewPart,
-)
+from agentvision.types import ParsedTurn, ParseProblem, Sample, ToolCall, ToolError, ToolRecord, View, ViewPart
 
 protocol = Protocol()
 

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from agentvision.errors import ImageError
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.policy import Completion, SamplingParams
 from agentvision.rollout import Limits, rollout_groups, run_episode, run_group
 from agentvision.tokens import token_count
 from agentvision.types import (
-    Affine,
     Message,
     Observation,
     ParsedTurn,

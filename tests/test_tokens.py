@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agentvision.errors import ModelError
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.tokens import (
     IMAGE_TOKEN,
@@ -17,7 +18,7 @@ from agentvision.tokens import (
     trainer_ids,
     trainer_logprobs,
 )
-from agentvision.types import Affine, ImageSegment, Message, TextSegment, View, ViewPart
+from agentvision.types import ImageSegment, Message, TextSegment, View, ViewPart
 
 
 def view(index: int, width: int = 32, height: int = 16) -> View:

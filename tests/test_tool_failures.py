@@ -12,6 +12,7 @@ from PIL import Image
 
 from agentvision import _workers
 from agentvision.errors import ToolFailure, ToolRetry
+from agentvision.geometry import Affine
 from agentvision.tool import (
     MAX_TEXT,
     NewView,
@@ -20,7 +21,7 @@ from agentvision.tool import (
     ToolResult,
     tool,
 )
-from agentvision.types import Affine, ToolError
+from agentvision.types import ToolError
 
 from .tool_cases import call, context
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 import agentvision.tracking
 from agentvision.errors import RunError
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.recipe import Recipe
 from agentvision.tracking import Tracker, read_events, read_metrics, redact
-from agentvision.types import Affine, Group, Sample, StopReason, Trajectory, View
+from agentvision.types import Group, Sample, StopReason, Trajectory, View
 
 
 def recipe(**wandb: Any) -> Recipe:

@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from agentvision.compute import VisionSpec
+from agentvision.geometry import Affine, Box
 from agentvision.images import ImageStore
 from agentvision.tool import (
     Tool,
@@ -19,7 +20,7 @@ from agentvision.tool import (
     call_tool,
     tool,
 )
-from agentvision.types import Affine, Box, ToolCall, View
+from agentvision.types import ToolCall, View
 
 
 @tool

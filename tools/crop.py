@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from agentvision.geometry import Box
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
-from agentvision.types import Box
 
 
 @tool

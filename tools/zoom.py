@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from agentvision.geometry import Box
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
-from agentvision.types import Box
 
 
 @tool

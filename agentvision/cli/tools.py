@@ -61,9 +61,10 @@ def try_tool(
     """
     from agentvision import plugins
     from agentvision.compute import VisionSpec
+    from agentvision.geometry import Affine, Box
     from agentvision.images import ImageStore
     from agentvision.tool import Tool, ToolContext, call_tool, tools_of
-    from agentvision.types import Affine, Box, ToolCall, View
+    from agentvision.types import ToolCall, View
 
     found = plugins.load("tools", tool)
     if callable(found) and not isinstance(found, Tool):

@@ -15,8 +15,9 @@ from typing import Any
 
 from agentvision.data.files import local, remote
 from agentvision.data.rows import Layout, Rows
+from agentvision.geometry import Size
 from agentvision.recipe.schema import Fields
-from agentvision.types import ImageSource, Resized, Sample, Size
+from agentvision.types import ImageSource, Resized, Sample
 
 FIELDS = Fields(
     question=("problem",),

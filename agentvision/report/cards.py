@@ -14,8 +14,9 @@ from typing import Any
 
 from agentvision.errors import RunError
 from agentvision.evaluate.metrics import needs_original
+from agentvision.geometry import Box
 from agentvision.journal import JournalEntry, load_image
-from agentvision.types import Box, ImageHash, Message, Trajectory, Turn, View, ViewPart
+from agentvision.types import ImageHash, Message, Trajectory, Turn, View, ViewPart
 
 _TAG = re.compile(r"(</?(?:think|tool_call|answer|tools|tool_response)>)")
 _CONTENTS = {"<think>": "think", "<tool_call>": "call", "<answer>": "answer"}

@@ -19,21 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agentvision.data.questions import SceneQuestions
+from agentvision.geometry import Affine
 from agentvision.positions import mrope_positions
 from agentvision.protocol import Protocol
 from agentvision.tiny.reader import fast_bfloat16, picture, quarter
 from agentvision.tokens import Codec, sampled_mask, trainer_ids
-from agentvision.types import (
-    Affine,
-    ImageSegment,
-    Message,
-    Sample,
-    Segment,
-    TextSegment,
-    ToolCall,
-    ToolRecord,
-    View,
-)
+from agentvision.types import ImageSegment, Message, Sample, Segment, TextSegment, ToolCall, ToolRecord, View
 
 _SETTINGS = {"tool": 0.6, "first": 0.2, "full": 0.2}
 """What is at hand in a lesson, and how often: the first view and the tool, the first view alone, the original alone."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from agentvision import build
 from agentvision.data.questions import LOOK
+from agentvision.geometry import Affine
 from agentvision.protocol import Protocol
 from agentvision.recipe import load_recipe
 from agentvision.tiny.reader import SceneData
-from agentvision.types import Affine, Sample, ToolCall, ToolRecord, View
+from agentvision.types import Sample, ToolCall, ToolRecord, View
 
 _SHOWN = View(2, "", "", Affine(), (160, 96), (160, 96), 60, "resize_image")
 

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from agentvision.geometry import Affine
 from agentvision.images import ImageStore
 from agentvision.policy import Request, SamplingParams
 from agentvision.tokens import sampled_mask, trainer_ids
-from agentvision.types import Affine, ImageSegment, Message, TextSegment, View, ViewPart
+from agentvision.types import ImageSegment, Message, TextSegment, View, ViewPart
 
 
 class Talk:

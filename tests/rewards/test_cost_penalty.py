@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentvision.errors import RecipeError
+from agentvision.geometry import Affine
 from agentvision.rewards import CostPenalty, RatioPenalty, Rewards
 from agentvision.train.advantages import group_advantages
-from agentvision.types import Affine, ToolError, View
+from agentvision.types import ToolError, View
 
 FULL, FIRST = 2400, 600
 

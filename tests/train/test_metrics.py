@@ -2,12 +2,12 @@ import math
 
 import pytest
 
+from agentvision.geometry import Affine
 from agentvision.train.advantages import group_advantages
 from agentvision.train.collect import ScoredGroup
 from agentvision.train.metrics import rollout_metrics, update_metrics
 from agentvision.train.update import UpdateStats
 from agentvision.types import (
-    Affine,
     Group,
     ParsedTurn,
     Sample,
