@@ -92,7 +92,8 @@ _blockers: set[str] = set()
 @types.coroutine
 def _watched(coroutine: Coroutine[Any, Any, T], name: str) -> Generator[Any, Any, T]:
     """Await a coroutine; a stretch of it that keeps the event loop for longer than `BLOCKING_S` is logged, once a name."""
-    resume, value = coroutine.send, None
+    resume: Callable[[Any], Any] = coroutine.send
+    value: Any = None
     while True:
         began = time.monotonic()
         try:
