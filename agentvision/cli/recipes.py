@@ -58,17 +58,19 @@ def check(recipe: str, *overrides: str, profile: Profile = None) -> None:
     """
     from agentvision.preflight import problems as preflight_problems
     from agentvision.recipe import load_recipe, recipe_info
+    from agentvision.recipe.problems import InvalidRecipe, Problem, render
 
     profiles = [profile] if profile is not None else [None, *recipe_info(recipe).profiles]
-    problems: dict[str, None] = {}
+    invalid: dict[Problem, None] = {}  # profiles share most of what is wrong
+    found: dict[str, None] = {}
     for each in profiles:
         try:
             loaded = load_recipe(recipe, profile=each, overrides=overrides)
-        except RecipeError as error:
-            problems[str(error)] = None
+        except InvalidRecipe as error:
+            invalid |= dict.fromkeys(error.problems)
         else:
-            problems |= dict.fromkeys(preflight_problems(loaded))
-    if problems:
-        raise RecipeError("\n".join(problems))
+            found |= dict.fromkeys(preflight_problems(loaded))
+    if invalid or found:
+        raise RecipeError("\n".join([*([render(list(invalid))] if invalid else []), *found]))
     shown = ", ".join(name for name in profiles if name)
     print(f"{recipe}: in order{f' (with profile {shown})' if shown else ''}")

@@ -21,7 +21,7 @@ from agentvision.errors import RecipeError
 from agentvision.recipe.explain import explain
 from agentvision.recipe.overrides import Overrides
 from agentvision.recipe.overrides import apply as apply_overrides
-from agentvision.recipe.problems import KeyPath, Problem, nearest, render
+from agentvision.recipe.problems import InvalidRecipe, KeyPath, Problem, nearest
 from agentvision.recipe.schema import Recipe
 from agentvision.recipe.tree import Node, overlay, parse
 
@@ -86,9 +86,10 @@ def _validate(tree: Node, problems: Sequence[Problem]) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
-        raise RecipeError(render([*problems, *explain(error, tree)])) from None
+        told = {problem.place for problem in problems}  # what could not be read is not of the wrong type besides
+        raise InvalidRecipe([*problems, *(p for p in explain(error, tree) if p.place not in told)]) from None
     if problems:
-        raise RecipeError(render(problems))
+        raise InvalidRecipe(problems)
     return recipe.with_origins({path: node.place.label for path, node in tree.leaves()})
 
 
@@ -150,9 +151,9 @@ def _read(source: _Source) -> tuple[Node, list[Problem]]:
         raise RecipeError(f"the recipe {source.label!r} is not UTF-8 text (byte {error.start:,})") from None
     tree, problems = parse(text, source.label)
     if tree is None:
-        raise RecipeError(render(problems))
+        raise InvalidRecipe(problems)
     if problem := _not_a_map(tree, ()):
-        raise RecipeError(render([*problems, problem]))
+        raise InvalidRecipe([*problems, problem])
     return tree, problems
 
 
@@ -179,7 +180,7 @@ def _layers(source: _Source, below: tuple[str, ...] = ()) -> tuple[Node, list[Pr
             raise RecipeError(f"{extends.value!r} extends this recipe in turn; break the cycle")
     except RecipeError as error:
         # What else could be told would be false: keys that are missing here may stand in the recipe that is missing.
-        raise RecipeError(render([*problems, Problem(extends.place, ("extends",), str(error))])) from None
+        raise InvalidRecipe([*problems, Problem(extends.place, ("extends",), str(error))]) from None
     base, found = _layers(parent, chain)
     return overlay(base, tree), [*found, *problems]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TypeAlias
 
-from agentvision.errors import suggest
+from agentvision.errors import RecipeError, suggest
 
 KeyPath: TypeAlias = tuple[str, ...]
 """Keys and list indices from the root, as strings."""
@@ -55,6 +55,14 @@ class Problem:
     place: Place | None
     path: KeyPath
     what: str
+
+
+class InvalidRecipe(RecipeError):
+    """A recipe with these problems."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(render(problems))
+        self.problems = tuple(problems)
 
 
 def render(problems: Sequence[Problem]) -> str:

@@ -84,7 +84,6 @@ def test_a_model_that_fails_everywhere_is_one_line(recipe: str, capsys: pytest.C
         (["--n", "0"], 'Invalid value "0" for --n. Must be >= 1.'),
         (["--n", "many"], 'unable to convert "many" into int'),
         (["--modle", "x"], "Unknown option: --modle"),
-        (["--model", "./gone"], "--model: there is no model folder './gone'"),
     ],
 )
 def test_a_wrong_option_is_one_line(

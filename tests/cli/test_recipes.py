@@ -56,6 +56,17 @@ def test_check_tells_everything_wrong_in_every_profile_once(capsys: pytest.Captu
     assert "Traceback" not in err
 
 
+def test_what_is_wrong_in_every_profile_is_told_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: visionthink\nsed: 1\ntrainer: {lr: .nan}\nprofiles: {other: {env: {max_turns: 0}}}\n")
+    code, _, err = run(capsys, "check", str(path))
+    assert code == 2
+    assert err.startswith("error: 3 problems in the recipe:\n")
+    for once in ("unknown key 'sed'", "'.nan' is not a finite", "env.max_turns: must be"):
+        assert err.count(once) == 1
+    assert "must be a number, not None" not in err
+
+
 def test_check_finds_plugins_that_are_missing_or_refuse_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [
         "rewards.ratio_penalty.rule=strict",
