@@ -164,6 +164,9 @@ class _Wandb:
         try:
             import wandb
 
+            if asked.mode == "online" and not wandb.login(prompt=False, verify=False):
+                _warn(report, "nobody is logged in: run `wandb login`, or set tracking.wandb.mode=offline")
+                return None
             # wandb stages a table's images under the home directory: an offline run that is moved would lose them.
             os.environ.setdefault("WANDB_DATA_DIR", str(directory.absolute() / "wandb"))
             known = directory / WANDB
@@ -183,7 +186,7 @@ class _Wandb:
             )
             known.write_text(json.dumps({"id": run_id}))
         except Exception as error:
-            _warn(report, error)
+            _warn(report, type(error).__name__)
             return None
         return cls(wandb, run, rollouts=asked.rollouts, report=report)
 
@@ -240,13 +243,13 @@ class _Wandb:
             call()
         except Exception as error:
             self._run = None
-            _warn(self._report, error)
+            _warn(self._report, type(error).__name__)
 
 
-def _warn(report: Callable[..., None], error: Exception) -> None:
-    """Say once that wandb is off, with the error's kind alone: its text may hold a key."""
-    log.warning("wandb is off for the rest of this run (%s); metrics.jsonl has everything", type(error).__name__)
-    report("wandb_off", error=type(error).__name__)
+def _warn(report: Callable[..., None], why: str) -> None:
+    """Say once that wandb is off, and why: of an error its kind alone, since its text may hold a key."""
+    log.warning("wandb is off for the rest of this run (%s); metrics.jsonl has everything", why)
+    report("wandb_off", error=why)
 
 
 def redact(value: Any) -> Any:

@@ -73,6 +73,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
 
     module.init, module.Table = init, Table
+    module.login = lambda *, prompt, verify: True
     module.Image = lambda image, caption: (image.size, caption)
     module.Settings = lambda **options: options
     monkeypatch.setitem(sys.modules, "wandb", module)
@@ -182,6 +183,17 @@ def test_a_wandb_that_cannot_start_costs_a_warning(
     everything = caplog.text + "".join(path.read_text() for path in tmp_path.glob("*.jsonl"))
     assert "0123456789abcdef" not in everything
     assert len(read_metrics(tmp_path)) == 1
+
+
+def test_the_real_wandb_without_a_login_says_so_at_once_and_asks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with caplog.at_level(logging.WARNING), Tracker.open(tmp_path / "run", recipe(project="p")) as tracker:
+        tracker.step({"step": 0})
+    assert "nobody is logged in: run `wandb login`, or set tracking.wandb.mode=offline" in caplog.text
+    assert len(read_metrics(tmp_path / "run")) == 1
 
 
 def test_a_wandb_that_breaks_midway_is_left_alone(tmp_path: Path, fake_wandb: Any) -> None:
