@@ -11,7 +11,8 @@ from pathlib import Path
 
 from agentvision import build, hub, plugins
 from agentvision._settings import UnfitSettings, fitted
-from agentvision.errors import AgentVisionError, RecipeError
+from agentvision.data import Use, check_source
+from agentvision.errors import AgentVisionError, PluginError, RecipeError
 from agentvision.recipe import Recipe
 from agentvision.tool import Tool
 
@@ -41,10 +42,12 @@ def problems(recipe: Recipe, *, model: str | Path | None = None, own_policy: boo
 
 
 def origin(recipe: Recipe, path: str) -> str:
-    """'visionthink.yaml:12: ' for the value at a path, or for the first below it; empty for a default."""
+    """'visionthink.yaml:12: ' for a value, or for the first of a list's item; empty for a default, and for a section
+    whose values are from several places."""
     keys = tuple(path.split("."))
-    labels = (label for at, label in recipe.origins.items() if at[: len(keys)] == keys)
-    return f"{label}: " if (label := next(labels, "")) else ""
+    labels = [label for at, label in recipe.origins.items() if at[: len(keys)] == keys]
+    one_place = len(set(labels)) == 1 or any(key.isdecimal() for key in keys)
+    return f"{labels[0]}: " if labels and one_place else ""
 
 
 def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str]]:
@@ -72,7 +75,7 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """(key, what) of data sources that are not there."""
+    """(key, what) of data sources that are not there, or do not take what the recipe gives them."""
     named = {"data": recipe.data.source, "data.train": recipe.data.train.source, "data.eval": recipe.data.eval.source}
     if recipe.warm_start is not None:
         named["warm_start.data"] = recipe.warm_start.data.source
@@ -81,6 +84,17 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
             _ = name and plugins.load("data", name)
         except AgentVisionError as error:
             yield f"{section}.source", str(error)
+    uses: list[Use] = ["train", "eval", *(["warm_start"] if recipe.warm_start is not None else [])]
+    refused: dict[str, str] = {}
+    for use in uses:
+        try:
+            check_source(recipe, use)
+        except PluginError:
+            continue  # told above
+        except AgentVisionError as error:
+            where, _, what = str(error).partition(": ")
+            refused[what] = "data" if what in refused else where
+    yield from ((where, what) for what, where in refused.items())
 
 
 def _tools(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -87,6 +87,9 @@ def test_options_of_the_backend_that_ships_are_known_without_a_model() -> None:
         ("protocol.system='{{ tols }}'", "protocol.system: the template cannot be rendered: UndefinedError"),
         ("protocol.tool_reply='{{ text }}'", "protocol.tool_reply: the template shows 0 of 1 views"),
         ("data.source=glyfs", "data.source: there is no 'glyfs' among the data"),
+        ("data.options.colums=4", "data: the source 'glyphs' has no option 'colums'. Did you mean 'columns'?"),
+        ("data.eval.options={colums: 4}", "data.eval: the source 'glyphs' has no option 'colums'"),
+        ("data.path=./here", "data: the source 'glyphs' reads no path, not './here'"),
         ("rewards.format.wait=1", "rewards.1.format.wait: no such setting"),
     ],
 )

@@ -92,7 +92,7 @@ def _show(answer: Answer, console: Console) -> None:
             else:
                 view = views[part.view]
                 size = f"{view.size[0]}×{view.size[1]} px, {view.tokens} tokens"
-                console.print(Text(f"[view {view.index}: {view.source}, {size}]", style="cyan"), end="")
+                console.print(Text(f"[view {view.index}: {view.source}, {size}]", style="cyan"))
         console.print()
         if turn is not None and turn.parsed.problem is not None:
             console.print(Text(f"not in the grammar: {turn.parsed.problem.value}", style="red"))
