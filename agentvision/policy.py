@@ -80,7 +80,7 @@ class Policy(Protocol):
 
     @property
     def version(self) -> int:
-        """Of the weights; grows by one with each sync."""
+        """Of the weights, as the trainer numbers them: the steps of training that are in them."""
         ...
 
     async def complete(self, request: Request) -> Completion:
@@ -107,6 +107,6 @@ class TrainablePolicy(Policy, Protocol):
     vision_frozen: bool
     """Set by the trainer: the vision tower keeps its weights, so what was computed of an image stays true."""
 
-    async def weights_changed(self) -> None:
-        """The module's weights are new. When this returns, `version` has grown and the next turn samples with them."""
+    async def weights_changed(self, version: int) -> None:
+        """The module's weights are new, and are this version. When it returns, the next turn samples with them."""
         ...

@@ -99,7 +99,7 @@ class FrameworkSide:
         self.grpo.prompts.cursor = number * self.recipe.trainer.prompts_per_step
         self.learner.model.load_state_dict(self.start)
         self.learner.optimizer.state.clear()
-        await self.learner.policy.weights_changed()
+        await self.learner.policy.weights_changed(0)
         began, cpu = time.perf_counter(), time.process_time()
         collected = await self.grpo.one_step()
         clock = time.perf_counter() - began, time.process_time() - cpu

@@ -160,7 +160,7 @@ class TransformersPolicy:
 
     @property
     def version(self) -> int:
-        """Of the weights; grows by one with each `weights_changed`."""
+        """Of the weights: what the last `weights_changed` said, 0 before."""
         return self._version
 
     # --- the policy's protocol --------------------------------------------------------------------------------------
@@ -225,13 +225,13 @@ class TransformersPolicy:
             await asyncio.to_thread(worker.join)
         self._engine.reset()
 
-    async def weights_changed(self) -> None:
-        """Say that the module's weights are new: the version grows and nothing computed before is used again.
+    async def weights_changed(self, version: int) -> None:
+        """Say that the module's weights are new, and which version they are: nothing computed before is used again.
 
         Turns being sampled go on under the new weights, from what they have said so far.
         """
         with self._changed:
-            self._version += 1
+            self._version = version
             self._stale = True
 
     # --- the worker -------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class GRPO:
         updates = self.update(groups, collected, store, rate)
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
-        await self.learner.policy.weights_changed()
+        await self.learner.policy.weights_changed(self.step + 1)
         self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
         ended = time.perf_counter()
         times = {
@@ -293,13 +293,14 @@ class GRPO:
             self.tracker.event("saved", step=self.step, path=path.name)
         return path
 
-    def restore(self, state: Mapping[str, Any], step: int) -> None:
-        """Continue where `save` left off. The weights and the optimizer are the learner's affair."""
+    async def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Continue where `save` left off, the learner having read its weights and its optimizer."""
         self.step = self.saved = step
         self.cursor = self.prompts.cursor = state["cursors"][self.accelerator.process_index]
         self.moved = state["moved"]
         self.bad.skipped, self.bad.in_a_row = state["bad"]["skipped"], state["bad"]["in_a_row"]
         set_random_states(state)
+        await self.learner.policy.weights_changed(step)
 
     def _with_other_ranks(self, groups: list[ScoredGroup], store: ImageStore) -> list[ScoredGroup]:
         """On the first rank: everybody's groups, with their images in `store`."""

@@ -162,7 +162,7 @@ async def _stages(
         with progress:
             if found is not None:
                 learner.read(found.path)
-                run.restore(found.state, found.step)
+                await run.restore(found.state, found.step)
             await _loop(run, out)
         failed = False
         return _finish(run, out)

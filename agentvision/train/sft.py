@@ -128,7 +128,7 @@ class WarmStart:
             else:
                 bad.bad(f"warm start, step {step}: loss {stats.loss!r}")
             self.on_step(step + 1, stats)
-        await learner.policy.weights_changed()
+        await learner.policy.weights_changed(0)
 
     async def _examples(
         self, samples: Sequence[Sample], show: Demonstrate, store: ImageStore, seed: int

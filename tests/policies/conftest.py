@@ -60,7 +60,7 @@ async def changing(model, codec):
         with torch.no_grad():
             for p in mine.parameters():
                 p.add_(0.1 * p.std().nan_to_num(0.0) * torch.randn(p.shape, generator=generator))
-        await policy.weights_changed()
+        await policy.weights_changed(policy.version + 1)
 
     yield policy, change
     await policy.close()

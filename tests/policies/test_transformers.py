@@ -40,7 +40,7 @@ async def test_a_rollout_is_the_same_alone_and_in_a_batch(policy, model, codec, 
 
     together, alone = conversations(), conversations()
     await asyncio.gather(*(run(t, policy, 2) for t in together))
-    await policy.weights_changed()
+    await policy.weights_changed(1)
     for t in alone:
         await run(t, policy, 2)
         await policy.release(t.session)

@@ -34,7 +34,7 @@ async def test_embeddings_outlive_the_weights_when_the_vision_tower_is_frozen(mo
         t = talk(session=session, images=[picture()])
         await t.turn(policy)
         assert_exact(model, codec, t)
-        await policy.weights_changed()
+        await policy.weights_changed(policy.version + 1)
     assert policy.stats.vision_images == 1
     await policy.close()
 
@@ -76,7 +76,7 @@ async def test_a_copy_in_another_type_follows_the_weights(model, codec, talk):
         assert {p.dtype for p in mine.parameters()} == {torch.float32}
         with torch.no_grad():
             mine.lm_head.weight.mul_(3.0)
-        await policy.weights_changed()
+        await policy.weights_changed(policy.version + 1)
     await policy.close()
 
 

@@ -21,7 +21,7 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
     if not exact:
         half.model, half.vision_frozen, half.codec = None, False, object()
 
-        async def weights_changed():
+        async def weights_changed(version):
             pass
 
         half.weights_changed = weights_changed
