@@ -102,10 +102,10 @@ def _put(root: Node | None, keys: Sequence[tuple[str, Place]], leaf: Node) -> No
         if not head.isdecimal():
             item, rest = _as_map(item), [(head, place), *rest]
         elif rest and (name := _name(item)) not in (None, rest[0][0]):
-            keys = ".".join(key for key, _ in rest)
+            below = ".".join(key for key, _ in rest)
             raise _Nowhere(
                 rest[0][1],
-                f"item {head} is {name!r}; its settings are named after it: {head}.{name}.{keys} or {name}.{keys}",
+                f"item {head} is {name!r}; its settings are named after it: {head}.{name}.{below} or {name}.{below}",
             )
         return replace(root, value=[*root.list[:index], _put(item, rest, leaf), *root.list[index + 1 :]])
     children = (root.map if root else None) or {}
