@@ -84,6 +84,9 @@ class OpenAIServer:
     api_key: str | None = None  # demanded where given
     requests: list[Request] = field(default_factory=list)
     in_flight: int = 0
+    error: str = "fault {status}"  # what a failing status says
+    code: str = "fault"
+    path: str = "/v1/chat/completions"
     port: int = 0
     _loop: asyncio.AbstractEventLoop = field(init=False, repr=False)
     _thread: threading.Thread = field(init=False, repr=False)
@@ -141,14 +144,15 @@ class OpenAIServer:
         self.in_flight += 1
         request.in_flight = self.in_flight
         try:
-            if not head[0].startswith("POST /v1/chat/completions "):
+            if not head[0].startswith(f"POST {self.path} "):
                 request.fault = "404"
             elif self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
                 request.fault = "401"
             else:
                 request.fault = self.fault(request)
             if request.fault == "hang":
-                await asyncio.sleep(self.hang_s)
+                with suppress(TimeoutError):  # until the client leaves
+                    await asyncio.wait_for(reader.read(), self.hang_s)
                 return False
             await asyncio.sleep(self.latency_s)
             request.ended = time.monotonic()
@@ -177,11 +181,9 @@ class OpenAIServer:
             case "wrong-shape":
                 writer.write(_response(200, b'{"object": "chat.completion", "verdict": "Score: 1"}'))
             case "429-retry-after":
-                writer.write(
-                    _response(429, _error("slow down", "rate_limit_exceeded"), {"Retry-After": self.retry_after})
-                )
+                writer.write(_response(429, self._error(429), {"Retry-After": self.retry_after}))
             case status if status.isdigit():
-                writer.write(_response(int(status), _error(f"fault {status}", "fault")))
+                writer.write(_response(int(status), self._error(int(status))))
             case fault:
                 raise ValueError(f"{fault!r} is no fault.")
         await writer.drain()
@@ -202,9 +204,9 @@ class OpenAIServer:
             completion["usage"] = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
         return json.dumps(completion).encode()
 
-
-def _error(message: str, code: str) -> bytes:
-    return json.dumps({"error": {"message": message, "type": code, "param": None, "code": code}}).encode()
+    def _error(self, status: int) -> bytes:
+        message = self.error.format(status=status)
+        return json.dumps({"error": {"message": message, "type": self.code, "param": None, "code": self.code}}).encode()
 
 
 def _response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:

@@ -6,7 +6,7 @@ or there is none: everything else is a `ChatError` with a short `reason`. litell
 `provider.py` knows it.
 """
 
-from agentvision.chat.chat import Chat
+from agentvision.chat.chat import Chat, Messages
 from agentvision.chat.errors import ChatDown, ChatError, ChatFailed, ChatRefused, ChatSetupError, CostCeiling
 from agentvision.chat.replies import Reply, Usage
 
@@ -18,6 +18,7 @@ __all__ = [
     "ChatRefused",
     "ChatSetupError",
     "CostCeiling",
+    "Messages",
     "Reply",
     "Usage",
 ]

@@ -67,6 +67,12 @@ class Breaker:
                 self._probing = False
                 self._wake()
 
+    def check(self) -> None:
+        """Raises `ChatDown` when callers are not to wait any longer. A probe may still be due: `attempt` decides on that."""
+        now = asyncio.get_running_loop().time()
+        if self._open and now >= self._since + self.patience_s and (self._probing or now < self._probe_at):
+            raise self._down(now)
+
     async def _admitted(self) -> bool:
         """Wait until an attempt may pass; whether it is a probe."""
         loop = asyncio.get_running_loop()
@@ -77,16 +83,19 @@ class Breaker:
                 return True
             left_s = self._since + self.patience_s - now
             if left_s <= 0:
-                raise ChatDown(
-                    f"{self.name} has been failing for {now - self._since:.0f} s ({self._failures} attempts in a row, the last: "
-                    f"{self._last}). It is tried again every {PROBE_EVERY_S:g} s.",
-                    reason="down",
-                )
+                raise self._down(now)
             if not self._probing:
                 left_s = min(left_s, self._probe_at - now)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
         return False
+
+    def _down(self, now: float) -> ChatDown:
+        return ChatDown(
+            f"{self.name} has been failing for {now - self._since:.0f} s ({self._failures} attempts in a row, the last: "
+            f"{self._last}). It is tried again every {PROBE_EVERY_S:g} s.",
+            reason="down",
+        )
 
     def _failed(self, sent: float, reason: str) -> None:
         now = asyncio.get_running_loop().time()

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import stamina
 
 from agentvision.chat.breaker import Breaker
 from agentvision.chat.errors import ChatError, ChatFailed, ChatRefused, ChatSetupError, Fault
-from agentvision.chat.limits import Budget, Rate
+from agentvision.chat.limits import Budget, Rate, Taken
 from agentvision.chat.network import on_network
 from agentvision.chat.provider import Completion, Prices, connect
 from agentvision.chat.replies import Reply, Usage
@@ -22,13 +23,16 @@ from agentvision.chat.replies import Reply, Usage
 Messages = Sequence[Mapping[str, Any]]
 """As the OpenAI protocol has them: role and content, the content a text or a list of parts."""
 
-BACKOFF_S = 0.5
-"""Before the second attempt; doubled with each further one, up to `MAX_WAIT_S`, and jittered."""
+BACKOFF_S = 0.25
+"""Before the second attempt, and as jitter of each; doubled with each further one, up to `MAX_WAIT_S`."""
 MAX_WAIT_S = 20.0
 """The longest wait of this kind. One that the provider asks for (`Retry-After`) is cut at `patience_s`."""
 CHARS_PER_TOKEN = 3.0
 IMAGE_TOKENS = 1500.0
 """Estimates on the safe side, for rates and the ceiling; corrected by what the provider reports."""
+
+_RESERVED = {"model", "messages", "api_base", "base_url", "api_key", "temperature", "max_tokens", "timeout"}
+_RESERVED |= {"max_retries", "num_retries", "response_format", "stream", "n"}
 
 
 class Chat:
@@ -71,15 +75,21 @@ class Chat:
         json_schema: bool | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        counts = {"max_tokens": max_tokens, "attempts": attempts, "concurrency": concurrency, "timeout_s": timeout_s}
-        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-        for name, value in {**counts, **limits, "max_cost_usd": max_cost_usd}.items():
+        numbers = {"max_tokens": max_tokens, "attempts": attempts, "concurrency": concurrency, "timeout_s": timeout_s}
+        numbers |= {"patience_s": patience_s, "max_cost_usd": max_cost_usd}
+        numbers |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        for name, value in numbers.items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ChatSetupError(f"{name}={value!r}: must be above 0.", reason="bad_setting")
         if prices is not None and (len(prices) != 2 or min(prices) < 0):
             raise ChatSetupError(
                 f"prices={prices!r}: two numbers, US dollars a million prompt and completion tokens.",
                 reason="bad_setting",
+            )
+        if reserved := _RESERVED.intersection(settings or {}):
+            names = ", ".join(sorted(reserved))
+            raise ChatSetupError(
+                f"settings: {names}: set by this program, or by a setting of its own.", reason="bad_setting"
             )
         given = None if prices is None else Prices(prices[0] / 1e6, prices[1] / 1e6)
         self._endpoint = connect(model, api_base=api_base, api_key_env=api_key_env, prices=given, schemas=json_schema)
@@ -96,12 +106,15 @@ class Chat:
         self.patience_s = patience_s
         self._settings = {"max_tokens": max_tokens, **({} if temperature is None else {"temperature": temperature})}
         self._settings |= settings or {}
+        # Bound to the network's loop when first waited for; nothing here is touched by a caller's.
         self._slots = asyncio.Semaphore(concurrency)
         self._requests = None if requests_per_minute is None else Rate(requests_per_minute)
         self._tokens = None if tokens_per_minute is None else Rate(tokens_per_minute)
         self._breaker = Breaker(self._endpoint.name, patience_s)
         self._budget = Budget(max_cost_usd)
-        self._usage = Usage()
+        self._counts: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"Chat({self._endpoint.name!r})"
@@ -109,7 +122,7 @@ class Chat:
     @property
     def usage(self) -> Usage:
         """Counts so far; what happened in between is the difference of two."""
-        return self._usage
+        return Usage(**self._counts, faults=dict(self._faults), failures=dict(self._failures))
 
     @property
     def priced(self) -> bool:
@@ -131,10 +144,15 @@ class Chat:
         began = time.monotonic()
         tokens = _estimate(messages)
         tried = 0
-        self._count(calls=1)
+        self._counts.update(calls=1)
         try:
             async for attempt in stamina.retry_context(
-                on=self._wait_s, attempts=self.attempts, timeout=None, wait_initial=BACKOFF_S, wait_max=MAX_WAIT_S
+                on=self._wait_s,
+                attempts=self.attempts,
+                timeout=None,
+                wait_initial=BACKOFF_S,
+                wait_jitter=BACKOFF_S,
+                wait_max=MAX_WAIT_S,
             ):
                 with attempt:
                     tried = attempt.num
@@ -145,31 +163,37 @@ class Chat:
             error = refusal
         else:
             seconds = time.monotonic() - began
-            self._count(replies=1, seconds=seconds)
+            self._counts.update(replies=1, seconds=seconds)
             prompt, words = completion.usage or (0, 0)
             cost = self._cost(completion)
             return Reply(completion.text, prompt, words, cost, seconds, tried, completion.finish, schema is not None)
-        self._count(seconds=time.monotonic() - began, failures={error.reason: 1})
+        self._counts.update(seconds=time.monotonic() - began)
+        self._failures[error.reason] += 1
         raise error
 
     async def _attempt(
         self, messages: Messages, schema: Mapping[str, Any] | None, tokens: float, *, again: bool
     ) -> Completion:
         async with self._slots:
-            taken = None if self._tokens is None else await self._tokens.take(tokens + self.max_tokens)
-            if self._requests is not None:
-                await self._requests.take(1)
+            taken = await self._in_rates(tokens + self.max_tokens)
             async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt():
-                self._count(attempts=1, retries=int(again))
+                self._counts.update(attempts=1, retries=int(again))
                 try:
                     completion = await self._complete(messages, schema)
                     self._pay(completion, tokens)
-                    if taken is not None and self._tokens is not None and completion.usage is not None:
+                    if self._tokens and taken and completion.usage:
                         self._tokens.correct(taken, sum(completion.usage))
                     return self._worded(completion)
                 except Fault as fault:
-                    self._count(faults={fault.reason: 1})
+                    self._faults[fault.reason] += 1
                     raise
+
+    async def _in_rates(self, tokens: float) -> Taken | None:
+        """Wait until both rates allow it, or until it has no use."""
+        taken = await self._tokens.take(tokens, check=self._breaker.check) if self._tokens else None
+        if self._requests:
+            await self._requests.take(1, check=self._breaker.check)
+        return taken
 
     async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Completion:
         try:
@@ -192,21 +216,23 @@ class Chat:
             )
         if completion.finish == "content_filter":
             raise ChatRefused(f"{name}: a content filter of the provider kept the reply.", reason="filtered")
-        raise Fault("empty", f"{name}: the reply is empty.")
+        raise Fault("empty", f"{name}: the reply is empty.", down=False)
 
     def _most_usd(self, tokens: float) -> float:
         return self._endpoint.prices.cost(tokens, self.max_tokens) if self._endpoint.prices else 0.0
 
     def _cost(self, completion: Completion) -> float | None:
-        known = self._endpoint.prices is not None and completion.usage is not None
-        return self._endpoint.prices.cost(*completion.usage) if known else None
+        prices = self._endpoint.prices
+        return None if prices is None or completion.usage is None else prices.cost(*completion.usage)
 
     def _pay(self, completion: Completion, tokens: float) -> None:
         """Count what a completion took, be it of use or not; without a report of usage the ceiling assumes the most."""
         cost = self._cost(completion)
         self._budget.spent_usd += self._most_usd(tokens) if cost is None else cost
         prompt, words = completion.usage or (0, 0)
-        self._count(prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None))
+        self._counts.update(
+            prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None)
+        )
 
     def _wait_s(self, error: Exception) -> bool | float:
         """Whether to try again, and after how long where the provider said so (never sooner, rather a little later)."""
@@ -215,9 +241,6 @@ class Chat:
         if error.retry_after_s is None:
             return True  # stamina's: exponential, with jitter
         return min(error.retry_after_s, self.patience_s) + random.uniform(0.0, BACKOFF_S)
-
-    def _count(self, **counts: Any) -> None:
-        self._usage += Usage(**counts)  # a new object, so that readers in other threads see whole counts
 
 
 def _estimate(messages: Messages) -> float:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from agentvision.chat.errors import CostCeiling
 
 WINDOW_S = 60.0
+CHECK_EVERY_S = 1.0
 
 
 @dataclass(eq=False)
@@ -33,12 +34,14 @@ class Rate:
     _sum: float = field(default=0.0, init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
-    async def take(self, amount: float) -> Taken:
-        """Wait until the amount fits; what is larger than the whole limit goes alone."""
+    async def take(self, amount: float, *, check: Callable[[], None] = lambda: None) -> Taken:
+        """Wait until the amount fits; what is larger than the whole limit goes alone. `check` may raise to end the wait."""
         loop = asyncio.get_running_loop()
         async with self._turn:
+            check()
             while (wait_s := self._wait_s(min(amount, self.per_minute), loop.time())) > 0:
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(min(wait_s, CHECK_EVERY_S))
+                check()
             taken = Taken(loop.time(), amount)
             self._window.append(taken)
             self._sum += amount
@@ -68,6 +71,7 @@ class Budget:
     ceiling_usd: float | None
     spent_usd: float = 0.0
     _aside_usd: float = field(default=0.0, init=False)
+    _out: int = field(default=0, init=False)
     _settled: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     @asynccontextmanager
@@ -75,7 +79,7 @@ class Budget:
         """Set the most that a request may cost aside while it is out. Raises `CostCeiling` when there is not so much."""
         if self.ceiling_usd is not None:
             while self.spent_usd + self._aside_usd + most_usd > self.ceiling_usd:
-                if not self._aside_usd:  # nothing is out that could turn out cheaper
+                if not self._out:  # nothing is out that could turn out cheaper
                     raise CostCeiling(
                         f"{self.spent_usd:.4f} of max_cost_usd={self.ceiling_usd:g} US dollars are spent, and the next "
                         f"request may cost {most_usd:.4f}. Raise max_cost_usd, or lower max_tokens.",
@@ -84,8 +88,10 @@ class Budget:
                 self._settled.clear()
                 await self._settled.wait()
         self._aside_usd += most_usd
+        self._out += 1
         try:
             yield
         finally:
-            self._aside_usd -= most_usd
+            self._out -= 1
+            self._aside_usd = self._aside_usd - most_usd if self._out else 0.0  # rounding must not add up
             self._settled.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from agentvision.chat.errors import ChatError, ChatRefused, ChatSetupError, Fault
 
 DETAIL_CHARS = 300
@@ -24,7 +27,10 @@ DETAIL_CHARS = 300
 NO_KEY = "none"
 """Sent to a server without a key, since the protocol's client wants one."""
 
-_SECRET = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_A-Za-z0-9*]{8,}|(?<=Bearer )\S+|(?<=://)[^/@\s]+(?=@)")
+_SECRET = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key|AIza)[-_A-Za-z0-9*]{8,}|(?<=Bearer )\S+")
+
+_WRAPPING = re.compile(r"^(?:(?:litellm\.)?[A-Za-z]*(?:Error|Exception|Timeout)(?: Error)?(?::| -) )+")
+"""What litellm puts before a provider's own words."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Endpoint:
     @property
     def name(self) -> str:
         """For people: the model, and the host of an address of the user's own."""
-        host = urlsplit(self.api_base).netloc.rpartition("@")[2] if self.api_base else ""
+        host = urlsplit(self.api_base).netloc if self.api_base else ""
         return f"{self.model} at {host}" if host else self.model
 
     async def complete(
@@ -86,6 +92,7 @@ class Endpoint:
                 timeout=timeout_s,
                 max_retries=0,
                 num_retries=0,
+                **{"no-log": True},  # there are no callbacks, and preparing for them costs as much as the request
                 **settings,
             )
         except Exception as error:
@@ -109,13 +116,19 @@ class Endpoint:
     def _meaning(self, error: Exception) -> Fault | ChatError:
         """What a failure means for a caller; its words without secrets."""
         detail = self._clean(str(error))
+        causes = _chain(error)
         status = getattr(error, "status_code", None)
-        headers = getattr(error, "litellm_response_headers", None)  # None: no response came
-        if not isinstance(status, int):
+        headers = getattr(error, "litellm_response_headers", None)
+        headers = headers or getattr(getattr(error, "response", None), "headers", None)
+        if any(isinstance(cause, ImportError) for cause in causes):
+            return ChatSetupError(f"{self.name} needs a package that is not installed: {detail}", reason="no_package")
+        if status in (None, 500) and not headers:  # no failure that the provider tells of
+            if any(isinstance(cause, OSError | httpx.TransportError) for cause in causes):
+                return Fault("connection", f"{self.name}: {detail}")
+            if status is None:
+                detail = f"{type(error).__name__}: {detail}"
+                return ChatRefused(f"{self.name}: litellm cannot send this: {detail}", reason="unsendable")
             return Fault("malformed", f"{self.name}: {detail}")
-        if headers is None and status >= 500:
-            lost = any("Connect" in type(cause).__name__ or isinstance(cause, OSError) for cause in _chain(error))
-            return Fault("connection" if lost else "malformed", f"{self.name}: {detail}")
         if status == 429 and "insufficient_quota" not in str(error):
             return Fault("rate_limited", f"{self.name}: {detail}", retry_after_s=_retry_after(headers), down=False)
         if status == 408:
@@ -133,12 +146,12 @@ class Endpoint:
             404: ("not_found", "Check the model's name and api_base (an OpenAI-compatible one usually ends in /v1)."),
             429: ("no_credit", "Add credit to the account, or raise its quota."),
         }.get(status, ("bad_request", "Change what it complains about: retrying cannot help."))
-        return ChatRefused(f"{self.name} refused the request ({status}): {detail} {fix}", reason=reason)
+        return ChatRefused(f"{self.name} refused the request ({status}). {fix} It said: {detail}", reason=reason)
 
     def _clean(self, text: str) -> str:
         if self.api_key and self.api_key != NO_KEY:
             text = text.replace(self.api_key, "***")
-        text = _SECRET.sub("***", " ".join(text.split()))
+        text = _SECRET.sub("***", _WRAPPING.sub("", " ".join(text.split())))
         return text if len(text) <= DETAIL_CHARS else text[:DETAIL_CHARS] + " …"
 
 
@@ -151,6 +164,14 @@ def connect(
     schemas: bool | None,
 ) -> Endpoint:
     """Look a model up. Raises `ChatSetupError` when its provider is unknown or its key is missing."""
+    if api_base is not None:
+        address = urlsplit(api_base)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ChatSetupError(f"api_base={api_base!r}: write it as http://host:port/v1.", reason="bad_setting")
+        if "@" in address.netloc:
+            raise ChatSetupError(
+                "api_base holds a password; name the variable of a key with api_key_env.", reason="bad_setting"
+            )
     litellm = _litellm()
     try:
         _, provider, _, _ = litellm.get_llm_provider(model, api_base=api_base)
@@ -208,14 +229,14 @@ def _retry_after(headers: Mapping[str, str] | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        try:
+            when = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
