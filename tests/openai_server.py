@@ -84,6 +84,7 @@ class OpenAIServer:
     api_key: str | None = None  # demanded where given
     requests: list[Request] = field(default_factory=list)
     in_flight: int = 0
+    finish: str = "stop"
     error: str = "fault {status}"  # what a failing status says
     code: str = "fault"
     path: str = "/v1/chat/completions"
@@ -153,6 +154,7 @@ class OpenAIServer:
             if request.fault == "hang":
                 with suppress(TimeoutError):  # until the client leaves
                     await asyncio.wait_for(reader.read(), self.hang_s)
+                request.ended = time.monotonic()
                 return False
             await asyncio.sleep(self.latency_s)
             request.ended = time.monotonic()
@@ -197,7 +199,7 @@ class OpenAIServer:
             "object": "chat.completion",
             "created": 0,
             "model": request.body.get("model"),
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "choices": [{"index": 0, "finish_reason": self.finish, "message": message}],
         }
         if self.usage is not None:
             prompt, reply = self.usage

@@ -129,7 +129,7 @@ class Endpoint:
                 detail = f"{type(error).__name__}: {detail}"
                 return ChatRefused(f"{self.name}: litellm cannot send this: {detail}", reason="unsendable")
             return Fault("malformed", f"{self.name}: {detail}")
-        if status == 429 and "insufficient_quota" not in str(error):
+        if status == 429 and not any(getattr(cause, "code", None) == "insufficient_quota" for cause in causes):
             return Fault("rate_limited", f"{self.name}: {detail}", retry_after_s=_retry_after(headers), down=False)
         if status == 408:
             return Fault("timeout", f"{self.name}: {detail}")
