@@ -20,6 +20,7 @@ from agentvision.rewards.judge.verdict import Verdict
 _MEANT = frozenset("%‰&@#/§¶†‡")  # filed under punctuation, but an answer
 _LINES = frozenset("|~`^")  # filed under symbols, but none
 _RUN = re.compile(r"([!-/:-@\[-`{-~])\1\1+")
+_HOLLOW = re.compile(r"\\[a-z]{1,12} ?\{\s{0,9}\}|^\s*\${2,4}\s*$", re.IGNORECASE)  # LaTeX around nothing
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai … kana, Han
 _ROLE_AFTER = re.compile(r"<\|[^<>|]{0,64}\|>\s*(?:system|user|assistant|model|tool)\b")
 _ALIKE = str.maketrans("ı", "i", "'’ʼ`")  # what upper case does not keep apart; apostrophes, which join a word
@@ -51,7 +52,7 @@ def _zero(reason: str) -> Verdict:
 
 
 def _folded(text: str) -> str:
-    seen = unwrap(visible(text))[:MAX_ANSWER_CHARS]  # the judge would read no further
+    seen = _HOLLOW.sub("", unwrap(visible(text)))[:MAX_ANSWER_CHARS]  # the judge would read no further
     return " ".join(unicodedata.normalize("NFKC", seen).casefold().split())
 
 
