@@ -81,6 +81,12 @@ class Tracker:
         """Write something that happened, with the time in seconds since the epoch."""
         self._events.append(_strict({"time": round(time.time(), 3), "event": name, **flatten(fields)}))
 
+    def alarm(self, name: str, text: str, *, step: int, stops: bool) -> None:
+        """Write that an alarm begins to ring, and have wandb tell whoever it tells."""
+        self.event("alarm", step=step, name=name, text=text, stops=stops)
+        if self._wandb is not None:
+            self._wandb.alert(f"{name} at step {step}", text)
+
     def rollouts(self, step: int, groups: Sequence[Group], store: ImageStore) -> None:
         """Show some rollouts of a step, with their images, where the recipe asked for wandb; otherwise nothing.
 
@@ -193,6 +199,9 @@ class _Wandb:
     def log(self, row: Mapping[str, Any], *, step: int) -> None:
         values = {key: _finite(value) for key, value in row.items()}
         self._guarded(lambda: self._run.log({k: v for k, v in values.items() if v is not None}, step=step))
+
+    def alert(self, title: str, text: str) -> None:
+        self._guarded(lambda: self._run.alert(title=title, text=text, level="WARN"))
 
     def table(self, step: int, trajectories: Sequence[Trajectory], store: ImageStore) -> None:
         """An even choice of a step's trajectories: enough to read, little enough to upload."""

@@ -55,7 +55,7 @@ def environment_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module called wandb whose runs keep what they are given."""
     module: Any = ModuleType("wandb")
-    module.inits, module.logs, module.finished = [], [], []
+    module.inits, module.logs, module.finished, module.alerts = [], [], [], []
 
     class Table:
         def __init__(self, columns: list[str], **_: Any) -> None:
@@ -70,6 +70,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
         return SimpleNamespace(
             log=lambda row, step: module.logs.append((step, row)),
             finish=lambda exit_code: module.finished.append(exit_code),
+            alert=lambda **alert: module.alerts.append(alert),
         )
 
     module.init, module.Table = init, Table
@@ -208,6 +209,15 @@ def test_a_wandb_that_breaks_midway_is_left_alone(tmp_path: Path, fake_wandb: An
     assert fake_wandb.logs == []
 
 
+def test_an_alarm_is_an_event_and_an_alert(tmp_path: Path, fake_wandb: Any) -> None:
+    with Tracker.open(tmp_path, recipe(project="p")) as tracker:
+        tracker.alarm("call_rate", "it is 1", step=7, stops=True)
+    event = read_events(tmp_path)[1]
+    del event["time"]
+    assert event == {"event": "alarm", "step": 7, "name": "call_rate", "text": "it is 1", "stops": True}
+    assert fake_wandb.alerts == [{"title": "call_rate at step 7", "text": "it is 1", "level": "WARN"}]
+
+
 def test_a_wandb_that_never_finishes_does_not_keep_the_run(
     tmp_path: Path, fake_wandb: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,7 +237,8 @@ def test_the_real_wandb_takes_it_all_offline(tmp_path: Path, monkeypatch: pytest
         tracker.step({"step": 0, "reward": 0.5, "note": "x"})
         tracker.rollouts(0, groups(store), store)
         tracker.step({"step": 1, "reward": 0.75})
-    assert [row["event"] for row in read_events(tmp_path)] == ["started"], "wandb failed"
+        tracker.alarm("call_rate", "it is 1", step=1, stops=False)
+    assert [row["event"] for row in read_events(tmp_path)] == ["started", "alarm"], "wandb failed"
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert list((tmp_path / "wandb").rglob("*.table.json"))
     staged = [path for path in (tmp_path / "wandb").rglob("staging/*") if path.read_bytes().startswith(b"\x89PNG")]

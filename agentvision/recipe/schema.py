@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from agentvision.recipe.alarms import Alarms
 from agentvision.recipe.parts import (
     Columns,
     Name,
@@ -340,6 +341,8 @@ class Recipe(Section):
     """The loop."""
     warm_start: WarmStart | None = None
     """A supervised stage before. None: none."""
+    alarms: Alarms = Alarms()
+    """Signs of collapse, and what follows from them."""
     tracking: Tracking = Tracking()
     """What is written and sent."""
     evaluation: Evaluation = Evaluation()

@@ -32,6 +32,7 @@ from agentvision.rollout import rollout_groups
 from agentvision.seeds import seed_for
 from agentvision.tracking import Tracker, flatten
 from agentvision.train.advantages import group_advantages
+from agentvision.train.alarms import Alarm, Watch, answer_shares
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
@@ -85,6 +86,10 @@ class GRPO:
     """Whether any step so far had a signal, and moved the weights."""
     saved: int = -1
     """The step of the newest checkpoint of this process."""
+    watch: Watch | None = None
+    """Sounds the recipe's alarms, on the first rank."""
+    ringing: Sequence[Alarm] = ()
+    """Those that begin with the step that was recorded last."""
     torn: bool = False
     """Whether the weights are not to be saved: moved by half a step, or those of a policy that fails."""
 
@@ -129,6 +134,7 @@ class GRPO:
             more |= await self.evaluate()
         finally:  # a signal may cut the evaluation off; the step is done all the same
             self.record(collected, updates, store, more)
+        self.check_alarms()
         return collected
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
@@ -231,6 +237,12 @@ class GRPO:
                 f"trainer.max_invalid_share={limit!r} allows{seen}"
             )
 
+    def check_alarms(self) -> None:
+        """Stop when an alarm rings that the recipe wants to stop at. The step is done and its weights are good."""
+        told = [f"alarms.{alarm.name}: {alarm.text}" for alarm in self.ringing if alarm.stops]
+        if reasons := [reason for theirs in self._of_all_ranks(told) for reason in theirs]:
+            raise TrainingStopped(f"step {self.step}: {'; '.join(reasons)}")
+
     async def evaluate(self) -> dict[str, Any]:
         """Every so many steps: the policy on held-out questions, as `eval/…`; else nothing."""
         every = self.recipe.trainer.eval_every
@@ -263,6 +275,7 @@ class GRPO:
             return
         metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(stats) | more
         trajectories = [t for scored in groups for t in scored.group.trajectories]
+        metrics |= answer_shares(scored.group for scored in groups)
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,
@@ -274,6 +287,10 @@ class GRPO:
             self.tracker.rollouts(self.step, [scored.group for scored in groups], store)
         self.tracker.step(metrics)
         self.progress.step(metrics)
+        self.ringing = self.watch.observe(flatten(metrics)) if self.watch is not None else ()
+        for alarm in self.ringing:
+            self.tracker.alarm(alarm.name, alarm.text, step=alarm.step, stops=alarm.stops)
+            self.progress.say(f"alarm {alarm.name} at step {alarm.step}: {alarm.text}")
 
     def save(self) -> Path:
         """Write a checkpoint of the run as it stands after `self.step` steps, once."""

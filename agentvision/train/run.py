@@ -1,8 +1,8 @@
 """A training run from its folder's first file to its last: start or resume, stages, loop, export, report.
 
 A run's folder is never overwritten. Resuming takes the newest whole checkpoint and refuses a recipe that differs in
-anything but `trainer.steps`. Whatever ends the loop (the last step, a signal, a reason to stop), a whole checkpoint of
-the last finished step is left behind.
+anything but `trainer.steps` and `alarms`. Whatever ends the loop (the last step, a signal, a reason to stop), a whole
+checkpoint of the last finished step is left behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
 from agentvision.run_folder import CHECKPOINTS, EXPORT, METRICS, RESOLVED, WARM_START
-from agentvision.tracking import Tracker
+from agentvision.tracking import Tracker, read_metrics
+from agentvision.train.alarms import Watch
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
 from agentvision.train.export import export_model
 from agentvision.train.grpo import GRPO
@@ -39,8 +40,9 @@ from agentvision.types import Sample
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("trainer.steps",)
-"""A finished run may be continued for longer. With a schedule other than constant this changes the later rates."""
+MAY_DIFFER = ("trainer.steps", "alarms.")
+"""Beginnings of keys. A finished run may be continued for longer (with a schedule other than constant this changes the
+later rates), and one that an alarm stopped with other alarms: they touch no weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ async def _stages(
     tracker = Tracker.open(out, recipe, resume_step=done + 1 if resume else None) if main else None
     journal = Journal(out, rewind_to=done + 1 if resume else None) if main else None
     progress = StepProgress(recipe.name, total=recipe.trainer.steps, done=done, quiet=quiet or not main)
+    can_call = bool(recipe.env.tools) and recipe.env.max_turns > 1
     run = GRPO(
         recipe=recipe,
         learner=learner,
@@ -156,6 +159,7 @@ async def _stages(
         journal=journal,
         progress=progress,
         interruption=interruption,
+        watch=Watch(recipe.alarms, tools=can_call, past=read_metrics(out)) if main else None,
     )
     failed = True
     try:
@@ -285,7 +289,7 @@ def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
         return
     if not resolved.is_file():
         raise RunError(f"{out} holds no run to resume: there is no {RESOLVED} in it; leave --resume out, or mend --out")
-    changed = [key for key in differing_keys(load_recipe(resolved), recipe) if key not in MAY_DIFFER]
+    changed = [key for key in differing_keys(load_recipe(resolved), recipe) if not key.startswith(MAY_DIFFER)]
     if changed:
         raise RunError(
             f"{out} was started with another recipe; these keys differ: {', '.join(changed)}. Resume with the values in "

@@ -137,6 +137,30 @@ def test_groups_without_a_signal_move_no_weight(recipe, tmp_path):
     assert "nothing_learned" in [e["event"] for e in read_events(tmp_path / "run")]
 
 
+def test_an_alarm_stops_the_run_with_a_checkpoint_from_which_it_can_go_on(recipe, tmp_path, capfd):
+    """The random model never calls a tool, and here every reward is the same."""
+    out, end = tmp_path / "run", "trainer.steps=4"
+    own = ("rewards=[{./rewards.py:same: {weight: 1.0}}]", "trainer.save_every=0", "alarms.call_rate.steps=3")
+    stop = "alarms.no_signal={mode: stop, steps: 2}"
+    with pytest.raises(
+        TrainingStopped, match=r"(?s)alarms\.no_signal: no group of 2 steps.*checkpoint is .*step-000002"
+    ):
+        train(recipe(*own, end, stop), out=out)
+    assert "alarm no_signal at step 2: no group of 2 steps had rewards that differ" in capfd.readouterr().err
+    alarms = [event for event in read_events(out) if event["event"] == "alarm"]
+    assert [(a["name"], a["step"], a["stops"]) for a in alarms] == [("no_signal", 2, True)]
+    assert read_events(out)[-1]["event"] == "saved" and "stopped" in [e["event"] for e in read_events(out)]
+    assert len(read_metrics(out)) == 2 and read_metrics(out)[0]["truth_top_share"] > 0
+    # It has been heard: the run goes on, and still knows its first two steps.
+    resumed = train(recipe(*own, end, stop), out=out, resume=True, quiet=True)
+    alarms = [event for event in read_events(out) if event["event"] == "alarm"]
+    assert resumed.steps == 4
+    assert [(a["name"], a["step"]) for a in alarms] == [("no_signal", 2), ("call_rate", 3)]
+    assert (
+        train(recipe(*own, "trainer.steps=5", "alarms.no_signal.mode=off"), out=out, resume=True, quiet=True).steps == 5
+    )
+
+
 def test_a_weights_schedule_follows_the_step_through_a_resume(recipe, tmp_path):
     own = ("rewards=[{./rewards.py:letters: {weight: {initial: 0, final: 1, steps: 2}}}]", "trainer.eval_every=1")
     train(recipe(*own, "trainer.steps=1"), out=tmp_path / "run", quiet=True)
