@@ -61,12 +61,17 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     if isinstance(source, Image.Image):
         return _upright_rgb(_checked(source, "a PIL image", max_pixels), "a PIL image")
     data, name = _read(source)
-    with _header(data, name) as image:
-        return _upright_rgb(_checked(image, name, max_pixels), name)
+    with _opened(data, name, max_pixels) as image:
+        return _upright_rgb(image, name)
+
+
+def _opened(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """A picture whose header is read and checked, of which nothing is decoded yet."""
+    return _checked(_header(data, name), name, max_pixels)
 
 
 def _header(data: bytes, name: str) -> Image.Image:
-    """A picture of which nothing is decoded yet.
+    """A picture of which only the header is read.
 
     This is `Image.open` without its own limit of pixels, which is global, prints a warning, and is not ours.
     """
@@ -220,6 +225,25 @@ class ImageStore:
                     self._made.pop(how, None)
                 made.set_exception(error)
         return made.result()
+
+
+def encoded_bytes(source: Path | str | bytes) -> bytes:
+    """The bytes of an encoded picture, not looked into. Raises `ImageError` when they cannot be read."""
+    return _read(source)[0]
+
+
+def header_size(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Size:
+    """(width, height) that a picture will have upright, as its header says; nothing is decoded. Raises `ImageError`."""
+    if isinstance(source, Resized):
+        return full_size(source, header_size(source.source, max_pixels=max_pixels))
+    if isinstance(source, Image.Image):
+        return source.size
+    with _opened(*_read(source), max_pixels) as image:
+        width, height = image.size
+        with suppress(Exception):
+            if image.getexif().get(_ORIENTATION, 1) >= 5:  # lying on its side
+                return height, width
+        return width, height
 
 
 def _read(source: object) -> tuple[bytes, str]:

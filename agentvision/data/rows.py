@@ -189,8 +189,8 @@ class Rows(Sequence[Sample]):
         return f"{self._table.unit} {self._table.number(self._kept[index])}"
 
     @property
-    def columns(self) -> Mapping[str, str]:
-        """The column that each field is read from, the first of those that are there; fields without one are left out."""
+    def mapping(self) -> Mapping[str, str]:
+        """The columns that each field is read from, in the order tried; fields without one are left out."""
         have = set(self._table.columns)
         wanted = {name: getattr(self._fields, name) for name in ("question", "images", "answer", "id", "meta")}
         found = {name: [c for c in columns if c in have] for name, columns in wanted.items()}

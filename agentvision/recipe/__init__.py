@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentvision.recipe.load import RecipeInfo, list_recipes, load_recipe, recipe_info
+from agentvision.recipe.load import RecipeInfo, is_recipe, list_recipes, load_recipe, make_recipe, recipe_info
 from agentvision.recipe.resolved import differing_keys, resolved_yaml, write_resolved
 from agentvision.recipe.schema import Recipe
 
@@ -10,8 +10,10 @@ __all__ = [
     "Recipe",
     "RecipeInfo",
     "differing_keys",
+    "is_recipe",
     "list_recipes",
     "load_recipe",
+    "make_recipe",
     "recipe_info",
     "resolved_yaml",
     "write_resolved",

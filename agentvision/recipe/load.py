@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ from agentvision.recipe.overrides import Overrides
 from agentvision.recipe.overrides import apply as apply_overrides
 from agentvision.recipe.problems import InvalidRecipe, KeyPath, Problem, nearest
 from agentvision.recipe.schema import Recipe
-from agentvision.recipe.tree import Node, overlay, parse
+from agentvision.recipe.tree import Node, overlay, parse, to_yaml
 
 SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 1_000_000
@@ -58,6 +58,20 @@ def load_recipe(
             tree = overlay(tree, layer.moved(lambda place: replace(place, layer=f"profile {profile}")))
     tree, found = apply_overrides(tree, overrides)
     return _validate(tree, [*problems, *found])
+
+
+def make_recipe(values: Mapping[str, Any], *, overrides: Overrides = ()) -> Recipe:
+    """A recipe from values, with overrides laid over them. Raises `RecipeError` with everything that is wrong."""
+    tree, problems = parse(to_yaml(dict(values)), "recipe")
+    if tree is None:
+        raise RecipeError(render(problems))
+    tree, found = apply_overrides(tree, overrides)
+    return _validate(tree, [*problems, *found])
+
+
+def is_recipe(name_or_path: str) -> bool:
+    """Whether this names a recipe: one that ships with the package, or a YAML file."""
+    return name_or_path.endswith(SUFFIXES) or name_or_path in _packaged()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,127 @@
+"""`agentvision data`: what is in a data set, what is wrong with it, and new sets made of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import cyclopts
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = cyclopts.App(name="data", help="Check and look at data sets, split one into easy and hard, write GlyphVQA.")
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+@app.command
+def check(
+    target: str,
+    *overrides: str,
+    profile: str | None = None,
+    n: int | None = None,
+    headers_only: Flag = False,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Check a data set: rows, pictures, token budgets, duplicates, and leaks between its splits.
+
+    Exit code 1 when there are errors: rows that are no questions, pictures that cannot be read or shown, questions or
+    pictures that stand in two splits.
+
+    Parameters
+    ----------
+    target
+        A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow) or a folder; {split} in it stands for any split. Or a recipe,
+        whose questions to train on and to evaluate on are checked.
+    overrides
+        Values of the recipe to change, or of the one that a file is read by: data.fields.question=text.
+    profile
+        A profile of the recipe.
+    n
+        Look at so many questions of each split; by default at all.
+    headers_only
+        Read no more of a picture than its header: faster, but one that is cut short is not found.
+    json
+        Print the whole report as JSON.
+    """
+    from agentvision.data.check import check_sets, lines
+    from agentvision.data.target import open_target, vision_of
+
+    found = open_target(target, overrides=overrides, profile=profile)
+    total = sum(len(rows) if n is None else min(n, len(rows)) for rows in found.sets.values())
+    with _progress() as progress:
+        task = progress.add_task("looking at pictures", total=total)
+        report = check_sets(
+            found.sets,
+            vision=vision_of(found.recipe),
+            scale=found.recipe.env.first_view.scale,
+            context_tokens=found.recipe.sampling.context_tokens,
+            decode=not headers_only,
+            limit=n,
+            on_done=lambda done: progress.advance(task, done),
+        )
+    if json_:
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        for line in lines(report):
+            print(line)
+    if report.errors:
+        sys.exit(1)
+
+
+@app.command
+def glyphs(
+    *,
+    out: Path,
+    n: int = 1000,
+    split: str = "train",
+    seed: int = 0,
+    hard_share: float = 0.5,
+    columns: int | None = None,
+    rows: int | None = None,
+) -> None:
+    """Write questions of GlyphVQA to disk, as a data set that the source `files` reads.
+
+    Parameters
+    ----------
+    out
+        Folder; the questions go to SPLIT.jsonl, their pictures to images/.
+    n
+        Questions.
+    split
+        train or test; their pictures differ by construction.
+    seed
+        Picks the questions.
+    hard_share
+        Share of the questions that need the original.
+    columns
+        Cells of a picture from left to right.
+    rows
+        Cells from top to bottom.
+    """
+    from typing import Any, cast
+
+    from agentvision.data.glyphs import GlyphVQA
+    from agentvision.data.write import write_samples
+
+    grid = {key: value for key, value in {"columns": columns, "rows": rows}.items() if value is not None}
+    questions = GlyphVQA(split=cast("Any", split), seed=seed, size=n, hard_share=hard_share, **grid)
+    path = out / f"{split}.jsonl"
+    with _progress() as progress:
+        count = write_samples(progress.track(questions, total=n, description="questions"), path)
+    fields = ", ".join(questions[0].meta) if count else ""
+    print(f"{path}: {count:,} questions")
+    print(f"data: {{source: files, path: {out}/{{split}}.jsonl, fields: {{meta: [{fields}]}}}}")
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
