@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from agentvision.recipe.parts import Positive, Section, Share
+from agentvision.recipe.parts import PositiveInt, Section, Share
 
 
 class Alarm(Section):
@@ -14,7 +14,7 @@ class Alarm(Section):
 
     mode: Literal["warn", "stop", "off"] = "warn"
     """`warn`: an event, a line and wandb's alert, once each time it begins. `stop`: also end the run, with a checkpoint."""
-    steps: Positive = 10
+    steps: PositiveInt = 10
     """Steps that it looks back on."""
 
 
@@ -39,7 +39,7 @@ class FormatAlarm(Alarm):
 class InvalidAlarm(Alarm):
     """Trajectories without a valid reward: what is left is a biased sample. `trainer.max_invalid_share` stops at once."""
 
-    steps: Positive = 5
+    steps: PositiveInt = 5
     """Steps that it looks back on."""
     share: Share = 0.1
     """Their mean share."""
@@ -56,7 +56,7 @@ class OneAnswerAlarm(Alarm):
 class SignalAlarm(Alarm):
     """No group has rewards that differ: the policy learns nothing, because all is solved or all is lost."""
 
-    steps: Positive = 5
+    steps: PositiveInt = 5
     """Steps in a row."""
 
 

@@ -64,7 +64,7 @@ def make_recipe(values: Mapping[str, Any], *, overrides: Overrides = ()) -> Reci
     """A recipe from values, with overrides laid over them. Raises `RecipeError` with everything that is wrong."""
     tree, problems = parse(to_yaml(dict(values)), "recipe")
     if tree is None:
-        raise RecipeError(render(problems))
+        raise InvalidRecipe(problems)
     tree, found = apply_overrides(tree, overrides)
     return _validate(tree, [*problems, *found])
 

@@ -38,5 +38,6 @@ class ToolErrorPenalty:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it is what a trajectory loses, 0 or more")
 
     async def __call__(self, trajectory: Trajectory) -> Score:
-        failed = [turn.tool.error for turn in trajectory.turns if turn.tool and turn.tool.error in self.errors]
+        errors = [turn.tool.error for turn in trajectory.turns if turn.tool and turn.tool.error]
+        failed = [error for error in errors if error in self.errors]
         return Score(0.0 - min(self.amount * len(failed), self.cap), ", ".join(failed))

@@ -94,8 +94,10 @@ def format_over_accuracy(rows: Sequence[Row], limits: alarms.FormatAlarm) -> str
         values = [sign * value for value in _known(rows, name)]
         if len(values) < len(rows) or len(set(values)) == 1:
             return ""
-        change = float(theilslopes(values)[0]) * (len(values) - 1)
-        if change < limits.change or kendalltau(range(len(values)), values, alternative="greater").pvalue > limits.p:
+        trend: Any = theilslopes(values)
+        chance: Any = kendalltau(range(len(values)), values, alternative="greater")
+        change = float(trend.slope) * (len(values) - 1)
+        if change < limits.change or chance.pvalue > limits.p:
             return ""
         changes.append(change)
     rise, fall = changes
