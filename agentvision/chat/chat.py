@@ -27,7 +27,7 @@ BACKOFF_S = 0.25
 """Before the second attempt, and as jitter of each; doubled with each further one, up to `MAX_WAIT_S`."""
 MAX_WAIT_S = 20.0
 """The longest wait of this kind. One that the provider asks for (`Retry-After`) is cut at `patience_s`."""
-CHARS_PER_TOKEN = 3.0
+BYTES_PER_TOKEN = 3.0
 IMAGE_TOKENS = 1500.0
 """Estimates on the safe side, for rates and the ceiling; corrected by what the provider reports."""
 
@@ -112,7 +112,10 @@ class Chat:
         self._tokens = None if tokens_per_minute is None else Rate(tokens_per_minute)
         self._breaker = Breaker(self._endpoint.name, patience_s)
         self._budget = Budget(max_cost_usd)
-        self._counts: Counter[str] = Counter()
+        self._retrying = stamina.AsyncRetryingCaller(
+            attempts=attempts, timeout=None, wait_initial=BACKOFF_S, wait_jitter=BACKOFF_S, wait_max=MAX_WAIT_S
+        )
+        self._counts: dict[str, Any] = {}
         self._faults: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
 
@@ -144,32 +147,35 @@ class Chat:
         began = time.monotonic()
         tokens = _estimate(messages)
         tried = 0
-        self._counts.update(calls=1)
+
+        async def attempt() -> Completion:
+            nonlocal tried
+            tried += 1
+            return await self._attempt(messages, schema, tokens, again=tried > 1)
+
+        self._count(calls=1)
         try:
-            async for attempt in stamina.retry_context(
-                on=self._wait_s,
-                attempts=self.attempts,
-                timeout=None,
-                wait_initial=BACKOFF_S,
-                wait_jitter=BACKOFF_S,
-                wait_max=MAX_WAIT_S,
-            ):
-                with attempt:
-                    tried = attempt.num
-                    completion = await self._attempt(messages, schema, tokens, again=tried > 1)
+            completion = await self._retrying(self._wait_s, attempt)
+        except ChatError as error:
+            self._failures[error.reason] += 1
+            raise
         except Fault as fault:
-            error = ChatFailed(f"{fault} (after {tried} attempts)", reason=fault.reason)
-        except ChatError as refusal:
-            error = refusal
-        else:
-            seconds = time.monotonic() - began
-            self._counts.update(replies=1, seconds=seconds)
-            prompt, words = completion.usage or (0, 0)
-            cost = self._cost(completion)
-            return Reply(completion.text, prompt, words, cost, seconds, tried, completion.finish, schema is not None)
-        self._counts.update(seconds=time.monotonic() - began)
-        self._failures[error.reason] += 1
-        raise error
+            self._failures[fault.reason] += 1
+            raise ChatFailed(f"{fault} (after {tried} attempts)", reason=fault.reason) from None
+        finally:
+            self._count(seconds=time.monotonic() - began)
+        self._count(replies=1)
+        prompt, words = completion.usage or (0, 0)
+        return Reply(
+            text=completion.text,
+            prompt_tokens=prompt,
+            completion_tokens=words,
+            cost_usd=self._cost(completion),
+            seconds=time.monotonic() - began,
+            attempts=tried,
+            finish=completion.finish,
+            structured=schema is not None,
+        )
 
     async def _attempt(
         self, messages: Messages, schema: Mapping[str, Any] | None, tokens: float, *, again: bool
@@ -177,7 +183,7 @@ class Chat:
         async with self._slots:
             taken = await self._in_rates(tokens + self.max_tokens)
             async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt():
-                self._counts.update(attempts=1, retries=int(again))
+                self._count(attempts=1, retries=int(again))
                 try:
                     completion = await self._complete(messages, schema)
                     self._pay(completion, tokens)
@@ -230,9 +236,7 @@ class Chat:
         cost = self._cost(completion)
         self._budget.spent_usd += self._most_usd(tokens) if cost is None else cost
         prompt, words = completion.usage or (0, 0)
-        self._counts.update(
-            prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None)
-        )
+        self._count(prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None))
 
     def _wait_s(self, error: Exception) -> bool | float:
         """Whether to try again, and after how long where the provider said so (never sooner, rather a little later)."""
@@ -241,6 +245,10 @@ class Chat:
         if error.retry_after_s is None:
             return True  # stamina's: exponential, with jitter
         return min(error.retry_after_s, self.patience_s) + random.uniform(0.0, BACKOFF_S)
+
+    def _count(self, **more: float) -> None:
+        for name, value in more.items():
+            self._counts[name] = self._counts.get(name, 0) + value
 
 
 def _estimate(messages: Messages) -> float:
@@ -252,7 +260,7 @@ def _estimate(messages: Messages) -> float:
         for part in parts:
             text = part.get("text")
             tokens += 4 + (
-                len(text.encode(errors="replace")) / CHARS_PER_TOKEN if isinstance(text, str) else IMAGE_TOKENS
+                len(text.encode(errors="replace")) / BYTES_PER_TOKEN if isinstance(text, str) else IMAGE_TOKENS
             )
     return tokens
 

@@ -117,7 +117,7 @@ class Endpoint:
         """What a failure means for a caller; its words without secrets."""
         detail = self._clean(str(error))
         causes = _chain(error)
-        status = getattr(error, "status_code", None)
+        status: int | None = getattr(error, "status_code", None)
         headers = getattr(error, "litellm_response_headers", None)
         headers = headers or getattr(getattr(error, "response", None), "headers", None)
         if any(isinstance(cause, ImportError) for cause in causes):
@@ -125,10 +125,11 @@ class Endpoint:
         if status in (None, 500) and not headers:  # no failure that the provider tells of
             if any(isinstance(cause, OSError | httpx.TransportError) for cause in causes):
                 return Fault("connection", f"{self.name}: {detail}")
-            if status is None:
-                detail = f"{type(error).__name__}: {detail}"
-                return ChatRefused(f"{self.name}: litellm cannot send this: {detail}", reason="unsendable")
-            return Fault("malformed", f"{self.name}: {detail}")
+            if status == 500:
+                return Fault("malformed", f"{self.name}: {detail}")
+        if status is None:
+            detail = f"{type(error).__name__}: {detail}"
+            return ChatRefused(f"{self.name}: litellm cannot send this: {detail}", reason="unsendable")
         if status == 429 and not any(getattr(cause, "code", None) == "insufficient_quota" for cause in causes):
             return Fault("rate_limited", f"{self.name}: {detail}", retry_after_s=_retry_after(headers), down=False)
         if status == 408:
@@ -249,7 +250,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 @functools.cache
 def _litellm() -> Any:
-    """litellm, quiet."""
+    """litellm, imported with its habits off."""
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
@@ -261,7 +262,6 @@ def _litellm() -> Any:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    litellm.telemetry = False
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
