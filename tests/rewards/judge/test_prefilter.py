@@ -153,6 +153,12 @@ def test_what_equals_the_truth_is_never_0(truth):
     assert prefilter(truth, truth="blue", accepted=("red", truth)) is None
 
 
+def test_words_are_not_put_together_of_openers():
+    assert prefilter("Solution first") is not None
+    assert prefilter("Solutionfirst") is None  # some name
+    assert prefilter("解答解析") is not None  # no spaces between words there
+
+
 def test_an_empty_truth_saves_no_empty_answer():
     assert prefilter("", truth="") is not None
     assert prefilter("\u200b", truth="\u200b", accepted=("",)) is not None
