@@ -2,11 +2,11 @@
 
 import hypothesis
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentvision.rewards.judge import prefilter
-from agentvision.rewards.judge.marks import MAX_ANSWER_CHARS
+from agentvision.rewards.judge.marks import MAX_ANSWER_CHARS, visible
 from agentvision.rewards.judge.prefilter import _lines
 
 EMPTY = [
@@ -171,10 +171,11 @@ def test_no_more_is_read_than_the_judge_would_see():
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @given(st.text(st.characters(codec=None), max_size=40))
+@example(".\u115f")  # a letter by its category, which nobody sees
 def test_any_text_gives_0_or_nothing_and_its_own_truth_passes(answer):
     verdict = prefilter(answer)
     assert verdict is None or verdict.score == 0
-    if any(character.isalnum() for character in answer) and verdict is not None:
+    if verdict is not None and any(character.isalnum() for character in visible(answer)):
         assert verdict.reason != "nothing but punctuation"
     if verdict is not None and verdict.reason != "an empty answer":
         assert prefilter(answer, truth=answer) is None
