@@ -110,6 +110,8 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
         checked = _checked(where, settings, settings_of(found), _hints(found))
         try:
             made = found(**checked)
+        except RecipeError as error:  # of settings that the class checks itself, a line each
+            raise _Problems([f"{where}.{line}" for line in str(error).splitlines()]) from error
         except (ValueError, TypeError) as error:
             raise _Problems([f"{where}: {error}"]) from error
         if not callable(made):

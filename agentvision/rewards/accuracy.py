@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from agentvision.rewards.grading import anls, exact_match, options_of, same_choice, unwrap
+from agentvision.rewards.grading import EMPTY, anls, exact_match, options_of, same_choice, unwrap
 from agentvision.rewards.maths import MathsError, MathsPool, looks_like_maths
 from agentvision.rewards.quantities import same_quantity
 from agentvision.types import Sample, Score, Trajectory
@@ -65,7 +65,15 @@ class Accuracy:
         try:
             for truth in truths:
                 for rule in rules:
-                    verdict = await self._agree(rule, trajectory.answer, truth, options)
+                    verdict = await agrees(
+                        rule,
+                        trajectory.answer,
+                        truth,
+                        options=options,
+                        tolerance=self.tolerance,
+                        min_similarity=self.min_similarity,
+                        pool=self._pool,
+                    )
                     if verdict:
                         return Score(1.0)
                     verdicts.append(verdict)
@@ -82,25 +90,38 @@ class Accuracy:
             return (named,)
         return (self.rule,) if isinstance(self.rule, str) else self.rule
 
-    async def _agree(self, rule: Rule, answer: str, truth: str, options: Mapping[str, str]) -> bool | None:
-        """Whether answer and truth are the same by one rule; None when the rule does not apply to the truth."""
-        if exact_match(answer, truth):
-            return True
-        match rule:
-            case "exact":
-                return False
-            case "number":
-                return same_quantity(answer, truth, tolerance=self.tolerance)
-            case "choice":
-                return same_choice(answer, truth, options)
-            case "anls":
-                return anls(answer, (truth,), threshold=self.min_similarity) > 0
-            case "maths":
-                return await self._pool.equal(answer, truth)
-            case "auto":
-                if same_choice(answer, truth, options) or same_quantity(answer, truth, tolerance=self.tolerance):
-                    return True
-                return looks_like_maths(truth) and await self._pool.equal(answer, truth)
+
+async def agrees(
+    rule: Rule,
+    answer: str,
+    truth: str,
+    *,
+    options: Mapping[str, str] = EMPTY,
+    tolerance: float = 0.0,
+    min_similarity: float = 0.5,
+    pool: MathsPool,
+) -> bool | None:
+    """Whether answer and truth are the same by one rule; None when the rule does not apply to the truth.
+
+    Raises `MathsError` where mathematics is compared and no verdict is reached.
+    """
+    if exact_match(answer, truth):
+        return True
+    match rule:
+        case "exact":
+            return False
+        case "number":
+            return same_quantity(answer, truth, tolerance=tolerance)
+        case "choice":
+            return same_choice(answer, truth, options)
+        case "anls":
+            return anls(answer, (truth,), threshold=min_similarity) > 0
+        case "maths":
+            return await pool.equal(answer, truth)
+        case "auto":
+            if same_choice(answer, truth, options) or same_quantity(answer, truth, tolerance=tolerance):
+                return True
+            return looks_like_maths(truth) and await pool.equal(answer, truth)
 
 
 def accepted_answers(sample: Sample) -> tuple[str, ...]:

@@ -163,6 +163,11 @@ class Rewards:
             ),
         )
 
+    def open(self) -> None:
+        """Make the parts ready for a run. Raises what they raise when they cannot be."""
+        for part in self.parts:
+            getattr(part.reward, "open", lambda: None)()
+
     def metrics(self) -> dict[str, dict[str, float]]:
         """What the parts counted since the last call, by part; for `summary`."""
         found = {part.name: _ask(part, "metrics") for part in self.parts}

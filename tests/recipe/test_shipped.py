@@ -45,7 +45,7 @@ def test_visionthink_has_the_papers_settings() -> None:
     assert (recipe.env.first_view.scale, recipe.env.max_turns, recipe.env.max_images) == (0.5, 2, 2)
     assert [tool.name for tool in recipe.env.tools] == ["resize_image"]
     assert [part.model_dump() for part in recipe.rewards] == [
-        {"accuracy": {"weight": 1.0}},
+        {"judge": {"weight": 1.0, "model": "openai/gpt-4o"}},
         {"format": {"weight": 0.5}},
         {"ratio_penalty": {"weight": 1.0, "rule": "paper", "threshold": 0.2, "amount": 0.1}},
     ]
@@ -71,6 +71,13 @@ def test_a_sibling_differs_from_visionthink_in_nothing_else(name: str, keys: set
     changed = differing_keys(load_recipe(name, profile=profile), load_recipe("visionthink", profile=profile))
     stray = {key for key in changed if not any(f"{key}.".startswith(f"{known}.") for known in keys)}
     assert stray == {"name", "description"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_the_tiny_profile_grades_by_rules_and_differs_in_no_other_reward(name: str) -> None:
+    full, tiny = (load_recipe(name, profile=profile).rewards for profile in (None, "tiny"))
+    assert (full[0].name, tiny[0].name) == ("judge", "accuracy")
+    assert full[0].weight == tiny[0].weight and full[1:] == tiny[1:]
 
 
 @pytest.mark.parametrize("profile", [None, "tiny"])
