@@ -18,12 +18,13 @@ from agentvision.tool import Tool
 
 
 def preflight(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> None:
-    """Raise `RecipeError` with everything that is wrong, one line each.
+    """Raise `RecipeError` with everything that is wrong, one line each, or what rewards lack on this machine.
 
     `model` is the one that will be loaded in place of the recipe's; with `own_policy` none is.
     """
     if found := list(problems(recipe, model=model, own_policy=own_policy)):
         raise RecipeError("\n".join(found))
+    build.build_rewards(recipe).check()
 
 
 def problems(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> Iterator[str]:

@@ -106,7 +106,6 @@ async def _evaluate(
         log.warning("%d questions were asked for, the data set has %d", n, len(questions))
     samples = [questions[index] for index in range(min(n, len(questions)))]
     tools, rewards = build.build_tools(recipe), build.build_rewards(recipe)
-    rewards.open()
     path = build.model_path(str(recipe.model.path if model is None else model))
     used = build.build_policy(recipe, model=path) if policy is None else policy
     journal = None if folder is None else Journal(folder / EVALUATION, rewind_to=0)

@@ -9,7 +9,7 @@ else a reward of one trajectory. Classes take their settings as keyword argument
 - `needs_correctness = True`: it reads `Trajectory.correct`, so a recipe without a judge of correctness is refused;
 - `timeout_s`: its deadline for one call;
 - `grading_key(trajectory)`: trajectories of a group with equal keys get one score, computed once (None: by itself);
-- `open()`: before a run; raises an `AgentVisionError` for what would make every score invalid, such as a missing key;
+- `check()`: before a run; raises an `AgentVisionError` for what would make every score invalid, such as a missing key;
 - `metrics()`: what it counted since the last call, numbers by name that add up over processes; written as `NAME/…`;
 - `summary(counts)`: what is written in place of those counts, once summed; here counts become shares;
 - `close()`, sync or async: nothing more will be scored.

@@ -163,10 +163,10 @@ class Rewards:
             ),
         )
 
-    def open(self) -> None:
-        """Make the parts ready for a run. Raises what they raise when they cannot be."""
+    def check(self) -> None:
+        """Raise an `AgentVisionError` for what would make every score of a part invalid."""
         for part in self.parts:
-            getattr(part.reward, "open", lambda: None)()
+            getattr(part.reward, "check", lambda: None)()
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """What the parts counted since the last call, by part; for `summary`."""

@@ -103,7 +103,6 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
     try:
-        learner.rewards.open()
         with Interruption() as interruption:
             return await _stages(
                 recipe,

@@ -101,8 +101,8 @@ class Judge:
         self.counts.verdict(verdict)
         return verdict
 
-    def open(self) -> None:
-        """Make ready to ask. Raises `ChatSetupError` for what would make every verdict invalid, such as a missing key."""
+    def check(self) -> None:
+        """Raise `ChatSetupError` for what would make every verdict invalid, such as a missing key."""
         for asker in self.cascade.askers:
             asker.chat  # noqa: B018 - made here
 

@@ -52,8 +52,8 @@ class JudgeReward:
             return Score.invalid(f"{verdict.by}: {verdict.reason}" if verdict.by else verdict.reason)
         return Score(verdict.score, verdict.by)
 
-    def open(self) -> None:
-        self.judge.open()
+    def check(self) -> None:
+        self.judge.check()
 
     def metrics(self) -> Mapping[str, float]:
         return self.judge.metrics()

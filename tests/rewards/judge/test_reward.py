@@ -51,7 +51,7 @@ def test_a_missing_key_is_found_before_a_run(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     rewards = Rewards([WeightedPart(JudgeReward(model="openai/gpt-4o", cache=None))])
     with pytest.raises(Exception, match="OPENAI_API_KEY"):
-        rewards.open()
+        rewards.check()
 
 
 async def test_the_judge_reads_the_question_its_options_and_the_answer_and_nothing_else(trajectory):
