@@ -29,6 +29,7 @@ app.command("agentvision.cli.report:report", name="report", help="Write the repo
 app.command("agentvision.cli.tools:app", name="tools", help="List tools, and try one on a picture.")
 app.command("agentvision.cli.rewards:app", name="rewards", help="List rewards, and try one on an answer or a run.")
 app.command("agentvision.cli.data:app", name="data", help="Check and look at data sets, and make new ones.")
+app.command("agentvision.cli.judge:app", name="judge", help="Check how good a judge is.")
 app.command("agentvision.cli.recipes:app", name="recipes", help="List, show and check recipes.")
 app.register_install_completion_command(help="Have the shell complete commands and options.")
 

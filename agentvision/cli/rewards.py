@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 
+from agentvision.cli._options import named_values
 from agentvision.errors import PluginError, RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -125,18 +126,10 @@ def _try_recording(part: WeightedPart, path: Path, *, step: int | None, shown: i
 
 
 def _build(reward: str, settings: Sequence[str]) -> WeightedPart:
-    from agentvision.recipe.tree import parse
     from agentvision.rewards._config import parts_from_config
 
-    values: dict[str, Any] = {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        node, problems = parse(value, text)
-        if node is None or problems or not name:
-            raise RecipeError(f"{text!r} is not name=value: {problems[0].what if problems else 'the name is missing'}")
-        values[name] = node.plain()
     try:
-        [part] = parts_from_config([{reward: values}])
+        [part] = parts_from_config([{reward: named_values(settings)}])
     except RecipeError as error:
         raise RecipeError("\n".join(line.removeprefix(_PART) for line in str(error).splitlines())) from error
     return part

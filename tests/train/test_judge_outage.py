@@ -15,7 +15,8 @@ from tests.openai_server import OpenAIServer
 
 
 def test_a_total_outage_stops_the_run_with_a_checkpoint_that_loads(tmp_path):
-    """The server takes requests and never answers, the slowest way to be gone. In seconds, by settings that are a fifteenth of the defaults (`patience_s` and `call_timeout_s` 30)."""
+    """The server takes requests and never answers, the slowest way to be gone; in seconds, by settings that are a
+    fifteenth of the defaults (`patience_s` and `call_timeout_s` 30)."""
     out = tmp_path / "run"
     with OpenAIServer(answer=same_text) as server:
         judge = {"model": "openai/m", "api_base": server.url, "rules": False, "cache": None}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from agentvision.errors import RecipeError, suggest
-from agentvision.recipe.parts import Name, NotNegative, Positive, Rate, Section, Share, Weight
+from agentvision.recipe.parts import Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 
 
 class ModelSettings(Section):
@@ -21,25 +21,25 @@ class ModelSettings(Section):
     """Where a server of your own is, such as `http://localhost:8000/v1`."""
     api_key_env: str | None = None
     """The environment variable that holds the key. None: the provider's usual one."""
-    temperature: Weight | None = 0.0
+    temperature: NonNegativeFloat | None = 0.0
     """0 is greedy. None: not sent, for models that refuse it."""
-    max_tokens: Positive = 1024
+    max_tokens: PositiveInt = 1024
     """Tokens of a reply; the reason comes before the score."""
-    call_timeout_s: Rate = 30.0
+    call_timeout_s: PositiveFloat = 30.0
     """Deadline of one request."""
-    attempts: Positive = 4
+    attempts: PositiveInt = 4
     """Requests for one reply, where one fails and another may not."""
-    patience_s: Rate = 30.0
+    patience_s: PositiveFloat = 30.0
     """How long requests wait for a provider that is down before they fail at once."""
-    concurrency: Positive = 64
+    concurrency: PositiveInt = 64
     """Requests at a time, of this process."""
-    requests_per_minute: Rate | None = None
+    requests_per_minute: PositiveFloat | None = None
     """Of this process. None: no limit."""
-    tokens_per_minute: Rate | None = None
+    tokens_per_minute: PositiveFloat | None = None
     """Of this process, prompts and replies. None: no limit."""
-    max_cost_usd: Rate | None = None
+    max_cost_usd: PositiveFloat | None = None
     """What this process may spend; then verdicts are invalid. None: no ceiling."""
-    prices: tuple[Weight, Weight] | None = None
+    prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
     """US dollars a million prompt and reply tokens, for models whose price litellm does not know."""
     json_schema: bool | None = None
     """Hold replies to a JSON schema. None: where litellm says that the model can be."""
@@ -50,9 +50,9 @@ class ModelSettings(Section):
 class SmallSettings(ModelSettings):
     """The judge that is asked first. It may decide where all its samples say the same."""
 
-    samples: Positive = 2
+    samples: PositiveInt = 2
     """Times that it is asked about one answer."""
-    temperature: Weight | None = 0.7
+    temperature: NonNegativeFloat | None = 0.7
     """Above 0, so that a judge that is unsure shows it."""
 
 
@@ -67,7 +67,7 @@ class JudgeSettings(ModelSettings):
     """Let rules decide what is beyond doubt."""
     small: SmallSettings | None = None
     """A cheaper judge that is asked first. None: none."""
-    reasks: NotNegative = 1
+    reasks: NonNegativeInt = 1
     """How often a model whose reply has no verdict is asked again."""
     cache: Name | None = "user"
     """Where verdicts are kept: a file's path, or `user`, a file of this machine's in the user's cache folder. None: in
@@ -76,7 +76,7 @@ class JudgeSettings(ModelSettings):
     """Share of what rules or the small judge decide that the large one is asked about too, to measure agreement."""
     min_agreement: Share = 0.9
     """Agreement below which, by the upper bound of its 95 % interval, the alarm is raised."""
-    min_audited: Positive = 50
+    min_audited: PositiveInt = 50
     """Audited answers before which there is no alarm; it looks at the last four times as many."""
     on_drift: Literal["warn", "stop"] = "warn"
     """`stop`: from the alarm on only the large judge's verdicts are valid, which ends the run at `max_invalid_share`."""
