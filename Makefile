@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup demo test lint types reproduce bench tiny tiny-check clean help
+.PHONY: setup demo test lint types reproduce bench bench-judge tiny tiny-check clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ reproduce: setup  ## Train and evaluate every row of docs/results.md and write i
 
 bench: setup  ## Time the GRPO step against a plain loop and write that section of docs/results.md.
 	$(BIN)/python bench/grpo_step.py
+
+bench-judge: setup  ## Measure the judge (faults, outages, a large step, training) and write that section of docs/results.md.
+	$(BIN)/python bench/judge.py
 
 tiny: setup  ## Rebuild the tiny model that ships with the package.
 	$(BIN)/python -m agentvision.tiny

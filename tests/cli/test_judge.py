@@ -20,12 +20,15 @@ LABELS = {(case.truth, case.answer): case.label for case in audit_cases()}
 
 
 def check(*arguments):
-    main(["judge", "check", "--model", "openai/m", *arguments])
+    """The exit code."""
+    with pytest.raises(SystemExit) as raised:
+        main(["judge", "check", "--model", "openai/m", *arguments])
+    return raised.value.code
 
 
 def test_a_judge_that_says_yes_to_everything_is_found_out(capsys):
     with OpenAIServer(answer=lambda request: "Score: 1") as server:
-        check("--api-base", server.url, "--json", "--n", "60", "--concurrency", "4", "prices=[1, 2]")
+        assert check("--api-base", server.url, "--json", "--n", "60", "--concurrency", "4", "prices=[1, 2]") == 0
         assert server.most_in_flight <= 4
     found = json.loads(capsys.readouterr().out)
     assert found["n"] == 60 and found["false_negative_rate"] == found["invalid_rate"] == 0
@@ -37,7 +40,7 @@ def test_a_judge_that_says_yes_to_everything_is_found_out(capsys):
 
 def test_a_good_judge_is_told_from_a_bad_one(capsys):
     with OpenAIServer(answer=knows) as server:
-        check("--api-base", server.url, "--n", "40")
+        assert check("--api-base", server.url, "--n", "40") == 0
     shown = capsys.readouterr().out
     assert "paraphrase" in shown and "the model's price is not known" in shown
     (accuracy,) = [line for line in shown.splitlines() if line.startswith("accuracy")]
@@ -46,7 +49,7 @@ def test_a_good_judge_is_told_from_a_bad_one(capsys):
 
 def test_replies_without_a_verdict_are_no_mistakes(capsys):
     with OpenAIServer(answer=lambda request: "It is right, I think.") as server:
-        check("--api-base", server.url, "--n", "10", "--json", "reasks=0")
+        assert check("--api-base", server.url, "--n", "10", "--json", "reasks=0") == 0
         asked_about = len(server.requests) - 1  # the first is to see whether anybody is there
     found = json.loads(capsys.readouterr().out)
     assert found["counts"]["invalid/unparsable"] == asked_about and found["mistakes"] == []
@@ -64,10 +67,9 @@ def test_replies_without_a_verdict_are_no_mistakes(capsys):
     ],
 )
 def test_what_cannot_work_is_one_clear_line(capsys, arguments, message):
-    with pytest.raises(SystemExit) as raised:
-        check(*arguments)
+    assert check(*arguments) == 2
     captured = capsys.readouterr()
-    assert raised.value.code == 2 and message in captured.err and captured.out == ""
+    assert message in captured.err and captured.out == ""
     assert "Traceback" not in captured.err
 
 

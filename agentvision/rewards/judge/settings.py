@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from agentvision.errors import RecipeError, suggest
 from agentvision.recipe.parts import Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
@@ -43,7 +43,7 @@ class ModelSettings(Section):
     """US dollars a million prompt and reply tokens, for models whose price litellm does not know."""
     json_schema: bool | None = None
     """Hold replies to a JSON schema. None: where litellm says that the model can be."""
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    settings: dict[str, JsonValue] | None = None
     """Further parameters of each request: `top_p`, `seed`, `reasoning_effort`, …"""
 
 
