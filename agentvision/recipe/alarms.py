@@ -60,6 +60,15 @@ class SignalAlarm(Alarm):
     """Steps in a row."""
 
 
+class JudgeDriftAlarm(Alarm):
+    """The large judge, asked about a share of what was decided before it, sees it otherwise."""
+
+    agreement: Share = 0.9
+    """Rings when the share in which both agree is below this with its whole 95 % interval."""
+    audited: PositiveInt = 50
+    """Audited verdicts that it takes to say so."""
+
+
 class Alarms(Section):
     """Signs of collapse, read off the metrics of the last steps."""
 
@@ -73,3 +82,5 @@ class Alarms(Section):
     """Answers converge on one text."""
     no_signal: SignalAlarm = SignalAlarm()
     """No group carries a signal."""
+    judge_drift: JudgeDriftAlarm = JudgeDriftAlarm()
+    """The judge's cheaper stages disagree with its large model."""

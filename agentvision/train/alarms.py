@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from agentvision.evaluate.metrics import proportion
 from agentvision.recipe import alarms
 from agentvision.rewards.grading import normalise
 from agentvision.types import Group
@@ -42,6 +43,7 @@ class Watch:
             "invalid": (many_invalid, settings.invalid),
             "one_answer": (one_answer, settings.one_answer),
             "no_signal": (no_signal, settings.no_signal),
+            "judge_drift": (judge_drift, settings.judge_drift),
         }
         self._signs = {
             name: sign for name, sign in signs.items() if sign[1].mode != "off" and (tools or name != "call_rate")
@@ -131,6 +133,17 @@ def no_signal(rows: Sequence[Row], limits: alarms.SignalAlarm) -> str:
     accuracies = _known(rows, "accuracy")
     seen = f" (accuracy {statistics.fmean(accuracies):.2f})" if accuracies else ""
     return f"no group of {len(rows)} steps had rewards that differ{seen}: nothing is learned"
+
+
+def judge_drift(rows: Sequence[Row], limits: alarms.JudgeDriftAlarm) -> str:
+    """Over the audited verdicts of these steps, agreement is below the bound, and so is its whole interval (Wilson)."""
+    audited, agreed = (int(sum(row.get(f"judge/{name}", 0) for row in rows)) for name in ("audited", "agreed"))
+    if audited < limits.audited:
+        return ""
+    found = proportion(k < agreed for k in range(audited))
+    if found.high is None or found.high >= limits.agreement:
+        return ""
+    return f"the large judge agrees with {found.value:.0%} of {audited} audited verdicts, at most {found.high:.0%}"
 
 
 def answer_shares(groups: Iterable[Group]) -> dict[str, float | None]:

@@ -134,6 +134,30 @@ def test_answers_that_converge_ring_and_binary_questions_do_not():
     assert rung(rows(answer_top_share=None, truth_top_share=None)) == []
 
 
+@pytest.mark.parametrize(
+    ("audited", "agreed", "rings"),
+    [
+        (4, 0, []),  # 40 in ten steps: too few to say
+        (5, 0, [(10, "judge_drift")]),
+        (5, 4.2, []),  # .84 of 50, but the interval reaches .92
+        (5, 3.7, [(10, "judge_drift")]),
+        (50, 42, [(10, "judge_drift")]),
+        (50, 46, []),
+    ],
+)
+def test_a_judge_rings_when_it_surely_agrees_too_seldom(audited, agreed, rings):
+    columns = {"judge/audited": audited, "judge/agreed": agreed}
+    assert rung(rows(**columns)) == rings
+    assert rung(rows(**columns), judge_drift={"agreement": 0.0}) == []
+
+
+def test_a_judge_that_mends_or_is_not_audited_rings_no_more():
+    history = rows(**{"judge/audited": 20, "judge/agreed": lambda k: 20 if k > 15 else 5})
+    assert rung(history) == [(10, "judge_drift")]
+    assert rung(history[20:]) == []
+    assert rung([{k: v for k, v in row.items() if not k.startswith("judge/")} for row in history]) == []
+
+
 def test_steps_without_any_signal_ring():
     assert rung(rows(groups_no_signal=lambda k: 16 if k % 5 else 15)) == []
     assert rung(rows(groups_no_signal=14, groups_dropped=2)) == [(5, "no_signal")]

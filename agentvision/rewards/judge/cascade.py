@@ -3,18 +3,14 @@
 The small judge is sure when all its samples stand at the same end (≤ .25 or ≥ .75; of a binary template: say the same).
 A share of what was decided before the large judge is also sent to it, picked by the hash of the case, so that it is the
 same share in every process and run. The audit measures: its verdict changes no score, or a reward would depend on whether
-it was looked at. Agreement that is surely below its bound (Wilson interval) raises an alarm, or with `stop` makes the
-cheaper verdicts invalid.
+it was looked at. That agreement is too low is for the run's alarm `judge_drift` to say, which sees all processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
-import threading
-from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from agentvision.rewards.judge.asker import Asker
@@ -23,43 +19,8 @@ from agentvision.rewards.judge.counts import Counts
 from agentvision.rewards.judge.rules import Rules
 from agentvision.rewards.judge.verdict import Verdict
 
-_log = logging.getLogger(__name__)
-
 SURE = 0.25
 """A score is sure when it is no further than this from 0 or 1."""
-
-
-@dataclass
-class DriftAlarm:
-    """Watches agreement over the newest `4 × min_audited` audited verdicts of this process. Safe in threads."""
-
-    min_agreement: float = 0.9
-    min_audited: int = 50
-    raised: bool = field(default=False, init=False)
-    """Whether agreement is now surely below its bound."""
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._agreed: deque[bool] = deque(maxlen=4 * self.min_audited)
-
-    def hear(self, agreed: bool) -> None:
-        """Of one more audited verdict."""
-        from agentvision.evaluate.metrics import proportion
-
-        with self._lock:
-            self._agreed.append(agreed)
-            found = proportion(self._agreed)
-            high = found.ci[1] if found.ci else 1.0
-            before, self.raised = self.raised, len(self._agreed) >= self.min_audited and high < self.min_agreement
-        if self.raised and not before:
-            _log.warning(
-                "the judge has drifted: of the last %d audited verdicts the large judge shares %.2f (at most %.2f with 95 %%"
-                " certainty), and min_agreement is %.2f; read the cases, then mend the small judge or leave it out",
-                len(self._agreed),
-                found.value,
-                high,
-                self.min_agreement,
-            )
 
 
 @dataclass(frozen=True)
@@ -72,8 +33,6 @@ class Cascade:
     small: Asker | None = None
     samples: int = 2
     audit_share: float = 0.0
-    alarm: DriftAlarm = field(default_factory=DriftAlarm)
-    stop_on_drift: bool = False
 
     @property
     def askers(self) -> tuple[Asker, ...]:
@@ -86,8 +45,6 @@ class Cascade:
             return await self.large(case)
         if is_audited(case, self.audit_share):
             await self._audit(case, verdict)
-        if self.stop_on_drift and self.alarm.raised:
-            return Verdict(None, "drift: the large judge disagrees too often with what is asked before it", verdict.by)
         return verdict
 
     async def _cheaply(self, case: Case) -> Verdict | None:
@@ -106,7 +63,6 @@ class Cascade:
             return
         agreed = (large.score >= 0.5) == (verdict.score >= 0.5)
         self.counts.add(**{"audited": 1, f"audited_{verdict.by}": 1, "agreed": agreed, f"agreed_{verdict.by}": agreed})
-        self.alarm.hear(agreed)
 
 
 def settled(verdicts: list[Verdict]) -> Verdict | None:

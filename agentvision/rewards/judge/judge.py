@@ -18,7 +18,7 @@ from agentvision.errors import RecipeError
 from agentvision.rewards.accuracy import Rule
 from agentvision.rewards.judge.asker import Asker
 from agentvision.rewards.judge.cache import VerdictCache
-from agentvision.rewards.judge.cascade import Cascade, DriftAlarm
+from agentvision.rewards.judge.cascade import Cascade
 from agentvision.rewards.judge.case import Case
 from agentvision.rewards.judge.counts import Counts, usage_counts, with_shares
 from agentvision.rewards.judge.flight import SingleFlight
@@ -71,8 +71,6 @@ class Judge:
             small=asker("small", wanted.small) if wanted.small else None,
             samples=wanted.small.samples if wanted.small else 1,
             audit_share=wanted.audit_share,
-            alarm=DriftAlarm(wanted.min_agreement, wanted.min_audited),
-            stop_on_drift=wanted.on_drift == "stop",
         )
         return cls(cascade, cache=cache, counts=counts)
 
@@ -109,7 +107,6 @@ class Judge:
     def metrics(self) -> dict[str, float]:
         """Counts since the last call; those of several processes add up, and `summary` makes shares of the sums."""
         found = Counter(self.counts.take())
-        found["drift"] += self.cascade.alarm.raised
         for asker in self.cascade.askers:
             if not asker.ready:
                 continue

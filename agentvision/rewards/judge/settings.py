@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
@@ -74,12 +74,6 @@ class JudgeSettings(ModelSettings):
     the memory of this process."""
     audit_share: Share = 0.02
     """Share of what rules or the small judge decide that the large one is asked about too, to measure agreement."""
-    min_agreement: Share = 0.9
-    """Agreement below which, by the upper bound of its 95 % interval, the alarm is raised."""
-    min_audited: PositiveInt = 50
-    """Audited answers before which there is no alarm; it looks at the last four times as many."""
-    on_drift: Literal["warn", "stop"] = "warn"
-    """`stop`: from the alarm on only the large judge's verdicts are valid, which ends the run at `max_invalid_share`."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> JudgeSettings:

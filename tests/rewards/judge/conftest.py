@@ -7,7 +7,7 @@ import pytest
 from agentvision.chat import ChatFailed, Reply, Usage
 from agentvision.rewards.judge.asker import Asker
 from agentvision.rewards.judge.cache import VerdictCache
-from agentvision.rewards.judge.cascade import Cascade, DriftAlarm
+from agentvision.rewards.judge.cascade import Cascade
 from agentvision.rewards.judge.counts import Counts
 from agentvision.rewards.judge.judge import Judge
 from agentvision.rewards.judge.prompt import JudgeTemplate
@@ -64,8 +64,3 @@ def down():
 @pytest.fixture
 def judge_of():
     return make_judge
-
-
-@pytest.fixture
-def alarm():
-    return DriftAlarm

@@ -108,38 +108,6 @@ def test_the_audited_share_is_the_same_everywhere():
     assert not any(is_audited(c, 0.0) for c in cases) and all(is_audited(c, 1.0) for c in cases)
 
 
-# --- drift ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("heard", "raised"),
-    [
-        ([False] * 49, False),  # too few to say
-        ([False] * 50, True),
-        ([True] * 42 + [False] * 8, False),  # .84, but its interval reaches .92
-        ([True] * 37 + [False] * 13, True),
-        ([False] * 200 + [True] * 200, False),  # only the newest count
-        ([True] * 2000 + [False] * 60, True),
-    ],
-)
-def test_the_alarm_is_raised_only_when_agreement_is_surely_too_low(alarm, caplog, heard, raised):
-    made = alarm(min_agreement=0.9, min_audited=50)
-    for agreed in heard:
-        made.hear(agreed)
-    assert made.raised is raised
-    assert caplog.text.count("drifted") == (1 if raised or len(heard) == 400 else 0), "once, not at every verdict"
-
-
-async def test_after_drift_only_the_large_judges_verdicts_count_where_the_recipe_says_stop(judge_of, model, alarm):
-    settings = {"audit_share": 1.0, "alarm": alarm(0.9, 5), "stop_on_drift": True}
-    judge = judge_of(model("Score: 0"), model("Score: 1"), **settings)
-    verdicts = [await judge(**case(n)) for n in range(8)]
-    assert [v.valid for v in verdicts] == [True] * 4 + [False] * 4
-    assert verdicts[-1].reason.startswith("drift: ") and judge.metrics()["drift"] == 1
-    warned = judge_of(model("Score: 0"), model("Score: 1"), **(settings | {"stop_on_drift": False}))
-    assert [(await warned(**case(n))).valid for n in range(8)] == [True] * 8
-
-
 async def test_cases_run_beside_one_another(judge_of, model):
     waiting = model(lambda prompt, n: None)
     judge = judge_of(waiting)

@@ -142,7 +142,7 @@ async def test_accepted_answers_reach_the_judge_and_the_trivial_is_settled_witho
             {"model": "openai/m", "template": "binry"},
             r"template: 'binry' cannot be read.*'binary'|template: template 'binry'",
         ),
-        ({"model": "openai/m", "on_drift": "halt"}, r"on_drift: .*'warn' or 'stop' \(value 'halt'\)"),
+        ({"model": "openai/m", "prices": [1]}, r"prices"),
     ],
 )
 def test_wrong_settings_are_named(settings, line):
