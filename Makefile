@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup demo test lint types reproduce bench bench-judge tiny tiny-check clean help
+.PHONY: setup demo test lint types reproduce bench bench-judge bench-data tiny tiny-check clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ bench: setup  ## Time the GRPO step against a plain loop and write that section 
 
 bench-judge: setup  ## Measure the judge (faults, outages, a large step, training) and write that section of docs/results.md.
 	$(BIN)/python bench/judge.py
+
+bench-data: setup  ## Iterate 100,000 rows of 2-megapixel pictures and draw the memory it takes (minutes, 2 GB of disk).
+	$(BIN)/python bench/data_memory.py
 
 tiny: setup  ## Rebuild the tiny model that ships with the package.
 	$(BIN)/python -m agentvision.tiny

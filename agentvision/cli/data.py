@@ -74,6 +74,101 @@ def check(
 
 
 @app.command
+def show(
+    target: str,
+    *overrides: str,
+    profile: str | None = None,
+    n: int = 24,
+    seed: int = 0,
+    out: Path = Path("sheet.html"),
+) -> None:
+    """Write a contact sheet: questions with their pictures as they are first seen, on one page that needs no network.
+
+    Parameters
+    ----------
+    target
+        A file, a folder or a recipe, as for `data check`.
+    overrides
+        Values of the recipe to change, or of the one that a file is read by: data.fields.question=text.
+    profile
+        A profile of the recipe.
+    n
+        Questions of each split.
+    seed
+        Draws them.
+    out
+        The page.
+    """
+    from agentvision.data.sheet import write_sheet
+    from agentvision.data.target import open_target, vision_of
+
+    found = open_target(target, overrides=overrides, profile=profile)
+    scale = found.recipe.env.first_view.scale
+    print(write_sheet(found.sets, out, title=found.name, vision=vision_of(found.recipe), scale=scale, n=n, seed=seed))
+
+
+@app.command
+def split(
+    target: str,
+    *overrides: str,
+    out: Path,
+    profile: str | None = None,
+    n: int = 8,
+    margin: int | None = None,
+    limit: int | None = None,
+    balance: Flag = False,
+) -> None:
+    """Split questions into easy and hard by asking a policy: what it answers from the first view, what only in full.
+
+    Easy is right n of n times at both resolutions; hard is right more often in full by the margin; the rest is dropped.
+    Writes train.jsonl, marked by needs_original, with pictures and a report. Called again, it goes on where it was cut off.
+
+    Parameters
+    ----------
+    target
+        A recipe, whose questions to train on are split; or a file or folder, whose first split is, with the recipe
+        `visionthink` around it.
+    overrides
+        Values of the recipe to change: model.path=…, policy.backend=…, env.first_view.scale=0.5.
+    out
+        Folder for the result.
+    profile
+        A profile of the recipe.
+    n
+        Times that a question is asked at each resolution.
+    margin
+        Right answers more in full that make a question hard; by default 6 of 8, in proportion.
+    limit
+        Ask so many questions; by default all.
+    balance
+        Cut the larger half to the size of the smaller.
+    """
+    from agentvision.data.split import QUESTIONS, split_questions
+    from agentvision.data.target import open_to_split
+
+    recipe, questions = open_to_split(target, overrides=overrides, profile=profile)
+    with _progress() as progress:
+        task = progress.add_task("questions", total=len(questions) if limit is None else min(limit, len(questions)))
+        report = split_questions(
+            recipe,
+            questions,
+            out,
+            n=n,
+            margin=margin,
+            limit=limit,
+            balance=balance,
+            on_done=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print(f"{report.questions:,} questions: {report.easy:,} easy, {report.hard:,} hard")
+    for reason, count in report.dropped.items():
+        print(f"  dropped {count:,}: {reason}")
+    if report.labels:
+        print(f"  against the labels of the source: {', '.join(f'{k} {v}' for k, v in report.labels.items())}")
+    print(f"{out / QUESTIONS}: {report.written:,} questions")
+    print(f"data: {{source: files, path: {out / QUESTIONS}, options: {{holdout: 0.05}}}}")
+
+
+@app.command
 def glyphs(
     *,
     out: Path,

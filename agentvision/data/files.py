@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from agentvision.data import arrow
 from agentvision.data.rows import HeldOut, Layout, Rows, Table
-from agentvision.data.text import Csv, JsonArray, JsonLines
+from agentvision.data.text import CsvFile, JsonFile, JsonlFile
 from agentvision.errors import DataError, suggest
 from agentvision.recipe.schema import Fields
 
@@ -104,10 +104,10 @@ def _held_out(holdout: float | None, split: str) -> tuple[HeldOut | None, str]:
 
 _Reader: TypeAlias = Callable[[Path], Table]
 _READERS: dict[str, _Reader] = {
-    ".jsonl": JsonLines,
-    ".json": JsonArray,
-    ".csv": Csv,
-    ".tsv": Csv,
+    ".jsonl": JsonlFile,
+    ".json": JsonFile,
+    ".csv": CsvFile,
+    ".tsv": CsvFile,
     ".parquet": arrow.parquet,
     ".arrow": arrow.arrow,
 }

@@ -60,6 +60,22 @@ def open_target(target: str, *, overrides: Sequence[str] = (), profile: str | No
     return Target(target, recipe, sets)
 
 
+def open_to_split(
+    target: str, *, overrides: Sequence[str] = (), profile: str | None = None
+) -> tuple[Recipe, Sequence[Sample]]:
+    """A recipe and its questions to train on; for a file or folder, those of its first split, and `visionthink`'s way of asking.
+
+    Raises what `open_target` does.
+    """
+    if is_recipe(target):
+        recipe = load_recipe(target, profile=profile, overrides=overrides)
+        return recipe, open_questions(_tolerant(recipe), "train")
+    own = [text for text in overrides if text.startswith("data.")]
+    found = open_target(target, overrides=own)
+    recipe = load_recipe("visionthink", profile=profile, overrides=[o for o in overrides if o not in own])
+    return recipe, next(iter(found.sets.values()))
+
+
 def vision_of(recipe: Recipe) -> VisionSpec:
     """How the recipe's model sizes pictures: what its folder says, else Qwen2.5-VL's rule. No model is loaded."""
     settings: dict[str, int] = {}

@@ -68,7 +68,7 @@ class _IndexedText(ABC):
         """The row that begins where the file stands."""
 
 
-class JsonLines(_IndexedText):
+class JsonlFile(_IndexedText):
     """An object a line; empty lines are none."""
 
     def _scan(self, file: BinaryIO) -> Iterator[tuple[int, int, Row]]:
@@ -95,7 +95,7 @@ def _json_row(line: bytes) -> Row:
     return row if isinstance(row, dict) else "not a JSON object"
 
 
-class Csv(_IndexedText):
+class CsvFile(_IndexedText):
     """Cells between commas (tabs in a .tsv), named by the first row; a cell between quotes may span lines."""
 
     def _scan(self, file: BinaryIO) -> Iterator[tuple[int, int, Row]]:
@@ -135,7 +135,7 @@ class _Feed(Iterator[str]):
         return line.decode("utf-8-sig" if first else "utf-8")
 
 
-class JsonArray:
+class JsonFile:
     """An array of objects, held in memory."""
 
     unit: ClassVar = "row"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 
 from agentvision.errors import DataError
 from agentvision.images import FORMATS, encoded_bytes, open_image
+from agentvision.jsonl import json_line
 from agentvision.types import ImageSource, Resized, Sample
 
 IMAGES = "images"
@@ -38,7 +38,7 @@ def write_samples(samples: Iterable[Sample], path: Path) -> int:
     count = 0
     try:
         (path.parent / IMAGES).mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
+        with part.open("wb") as file:
             for sample in samples:
                 file.write(row_of(sample, path.parent))
                 count += 1
@@ -50,7 +50,7 @@ def write_samples(samples: Iterable[Sample], path: Path) -> int:
     return count
 
 
-def row_of(sample: Sample, folder: Path) -> str:
+def row_of(sample: Sample, folder: Path) -> bytes:
     """A question as a line of JSON; its pictures are written into `folder/images` where they are not yet."""
     if taken := [key for key in sample.meta if key in _OWN]:
         raise DataError(f"the question {sample.id!r} has {taken[0]!r} in its meta, which is a column's name of its own")
@@ -61,7 +61,7 @@ def row_of(sample: Sample, folder: Path) -> str:
         "answer": sample.answer,
     }
     try:
-        return json.dumps({**own, **sample.meta}, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_line({**own, **sample.meta})
     except (TypeError, ValueError) as error:
         raise DataError(f"the question {sample.id!r} holds what cannot be written as JSON: {error}") from error
 

@@ -66,3 +66,25 @@ def test_a_recipe_is_checked_with_both_its_splits(capsys):
     assert run("data", "check", "visionthink", "--profile", "tiny", "--n", 10) == 0
     out = capsys.readouterr().out
     assert "train:" in out and "eval:" in out
+
+
+def test_show_writes_the_sheet(asked, tmp_path, capsys):
+    out = tmp_path / "sheet.html"
+    assert run("data", "show", asked / "good.jsonl", "data.fields.question=text", "--n", 1, "--out", out) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert "1 of 2" in out.read_text()
+
+
+def test_split_wants_a_recipe_that_can_be_split(tmp_path, capsys):
+    assert run("data", "split", "vanilla", "--profile", "tiny", "--out", tmp_path) == 2
+    assert "env.first_view.scale is 1" in capsys.readouterr().err
+
+
+def test_a_file_is_split_by_visionthinks_way_of_asking(asked):
+    from agentvision.data.target import open_to_split
+
+    recipe, questions = open_to_split(
+        str(asked / "good.jsonl"), overrides=["data.fields.question=text", "model.path=other"], profile="tiny"
+    )
+    assert (recipe.name, recipe.model.path) == ("visionthink", "other")
+    assert [sample.question for sample in questions] == ["What is a?", "What is b?"]
