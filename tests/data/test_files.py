@@ -23,6 +23,7 @@ from agentvision.errors import AgentVisionError, DataError, PluginError
 from agentvision.images import open_image
 from agentvision.recipe import Recipe
 from agentvision.recipe.schema import Fields
+from agentvision.train.prompts import PromptStream
 
 VISIONTHINK = Fields.model_validate(
     {
@@ -124,6 +125,38 @@ def test_every_bad_row_is_counted_by_reason_and_none_is_replaced(tmp_path: Path)
     assert told.startswith(
         "17 of 19 rows left out: not a line of JSON: 2 (lines 2, 4); not a JSON object: 1 (line 3); "
     )
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    path = jsonl(
+        tmp_path / "data" / "q.jsonl", GOOD | {"image": "link.png"}, GOOD | {"image": "folder/secret.png"}, GOOD
+    )
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "data" / "folder").symlink_to(tmp_path)
+    rows = files(path=str(path))
+    assert (len(rows), reasons(rows)) == (
+        1,
+        {"a picture lies outside the data's folder (name the option root)": (2, 1)},
+    )
+
+
+def test_a_rank_reads_no_rows_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentvision.data.text import JsonlFile
+
+    read: list[int] = []
+    row = JsonlFile.row
+    monkeypatch.setattr(JsonlFile, "row", lambda self, index: read.append(index) or row(self, index))
+    path = jsonl(tmp_path / "q.jsonl", *[GOOD] * 20)
+    shares = []
+    for rank in range(2):
+        questions = files(path=str(path))
+        assert read == []  # opening a set reads no row whole
+        PromptStream(questions, seed=1, rank=rank, world=2).take(10)
+        shares.append(set(read))
+        read.clear()
+    assert [len(share) for share in shares] == [10, 10] and not shares[0] & shares[1]
 
 
 def test_a_root_may_be_named(tmp_path: Path) -> None:
