@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cyclopts
 
 from agentvision.cli._options import named_values
+from agentvision.cli._terminal import printable
 from agentvision.errors import PluginError, RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def list_rewards() -> None:
     width = max(map(len, discovered.found), default=0)
     for name, found in discovered.found.items():
         kind, description, settings = _described(found)
-        print(f"{name:<{width}}  {kind:<10}  {description}")
+        print(printable(f"{name:<{width}}  {kind:<10}  {description}"))
         if settings:
             print(f"{'':<{width}}  {'':<10}  {settings}")
     for name, reason in discovered.broken.items():
-        print(f"broken: {name}: {reason}")
+        print(printable(f"broken: {name}: {reason}"))
 
 
 @app.command(name="try")
@@ -105,7 +106,7 @@ def _try_answer(part: WeightedPart, told: dict[str, str | None], *, step: int | 
         answer=answer,
     )
     [[score]] = asyncio.run(_scores(part, [Group(trajectory.sample, (trajectory,))]))
-    print(_shown(score))
+    print(printable(_shown(score)))
     if not score.valid:
         sys.exit(1)
 
@@ -115,9 +116,9 @@ def _try_recording(part: WeightedPart, path: Path, *, step: int | None, shown: i
     columns = asyncio.run(_scores(part, groups))
     print(f"step {step}: {part.name} of {len(groups)} groups")
     for group, scores in list(zip(groups, columns, strict=True))[:shown]:
-        print(f"\n{group.sample.id}  {group.sample.question!r}  truth {group.sample.answer!r}")
+        print(f"\n{printable(group.sample.id)}  {group.sample.question!r}  truth {group.sample.answer!r}")
         for t, score in zip(group.trajectories, scores, strict=True):
-            print(f"  {_fate(t):<24}  {_shown(score)}")
+            print(printable(f"  {_fate(t):<24}  {_shown(score)}"))
     scores = [score for column in columns for score in column]
     values = [score.value for score in scores if score.value is not None]
     spread = sum(len({s.value for s in column if s.valid}) > 1 for column in columns)
