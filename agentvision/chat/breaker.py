@@ -43,9 +43,13 @@ class Breaker:
         return "half-open" if self._probing else "open"
 
     @asynccontextmanager
-    async def attempt(self) -> AsyncIterator[None]:
-        """One attempt within: a `Fault` that leaves it counts, anything else means that the provider answered."""
-        probe = await self._admitted()
+    async def attempt(self, *, again: bool = False) -> AsyncIterator[None]:
+        """One attempt within: a `Fault` that leaves it counts, anything else means that the provider answered.
+
+        `again` says that it is a retry. Once patience is over none is a probe, or the call that probed would go on for as
+        many deadlines as it has attempts.
+        """
+        probe = await self._admitted(again)
         sent = asyncio.get_running_loop().time()
         try:
             yield
@@ -73,15 +77,15 @@ class Breaker:
         if self._open and now >= self._since + self.patience_s and (self._probing or now < self._probe_at):
             raise self._down(now)
 
-    async def _admitted(self) -> bool:
+    async def _admitted(self, again: bool) -> bool:
         """Wait until an attempt may pass; whether it is a probe."""
         loop = asyncio.get_running_loop()
         while self._open:
             now = loop.time()
-            if not self._probing and now >= self._probe_at:
+            left_s = self._since + self.patience_s - now
+            if not self._probing and now >= self._probe_at and not (again and left_s <= 0):
                 self._probing = True
                 return True
-            left_s = self._since + self.patience_s - now
             if left_s <= 0:
                 raise self._down(now)
             if not self._probing:

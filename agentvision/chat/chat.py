@@ -182,7 +182,7 @@ class Chat:
     ) -> Completion:
         async with self._slots:
             taken = await self._in_rates(tokens + self.max_tokens)
-            async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt():
+            async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt(again=again):
                 self._count(attempts=1, retries=int(again))
                 try:
                     completion = await self._complete(messages, schema)

@@ -171,3 +171,24 @@ def test_an_old_attempt_that_fails_late_does_not_date_the_outage_back(virtual):
         assert breaker.state == "closed", "two failures, but it answered two seconds ago"
 
     virtual(main())
+
+
+@pytest.mark.parametrize("pause_s", [0.5, 1.5, 4.0])
+def test_a_call_that_probed_in_vain_does_not_probe_again_with_its_other_attempts(virtual, pause_s):
+    async def main() -> float:
+        provider, breaker = Provider(seconds=20), Breaker("it", 30)
+
+        async def call() -> None:
+            for attempt in range(4):
+                try:
+                    async with breaker.attempt(again=attempt > 0):
+                        await asyncio.sleep(provider.seconds)
+                        raise Fault("timeout", "no")
+                except Fault:
+                    await asyncio.sleep(pause_s)
+
+        results = await asyncio.gather(*[call() for _ in range(100)], return_exceptions=True)
+        assert all(isinstance(result, ChatDown) for result in results)
+        return asyncio.get_running_loop().time()
+
+    assert virtual(main()) < 50, "one deadline, a probe, and the pauses between"

@@ -16,11 +16,11 @@ from tests.openai_server import OpenAIServer
 
 def test_a_total_outage_stops_the_run_with_a_checkpoint_that_loads(tmp_path):
     """The server takes requests and never answers, the slowest way to be gone; in seconds, by settings that are a
-    fifteenth of the defaults (`patience_s` and `call_timeout_s` 30)."""
+    tenth of the defaults (`patience_s` 30, `call_timeout_s` 20)."""
     out = tmp_path / "run"
     with OpenAIServer(answer=same_text) as server:
         judge = {"model": "openai/m", "api_base": server.url, "rules": False, "cache": None}
-        judge |= {"patience_s": 2.0, "call_timeout_s": 2.0, "audit_share": 0.0}
+        judge |= {"patience_s": 3.0, "call_timeout_s": 2.0, "audit_share": 0.0}
         recipe = load_recipe(
             "visionthink",
             profile="tiny",

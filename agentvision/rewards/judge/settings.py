@@ -25,7 +25,7 @@ class ModelSettings(Section):
     """0 is greedy. None: not sent, for models that refuse it."""
     max_tokens: PositiveInt = 1024
     """Tokens of a reply; the reason comes before the score."""
-    call_timeout_s: PositiveFloat = 30.0
+    call_timeout_s: PositiveFloat = 20.0
     """Deadline of one request."""
     attempts: PositiveInt = 4
     """Requests for one reply, where one fails and another may not."""

@@ -16,7 +16,7 @@ from agentvision.types import Group, Sample
 from tests.judging import asked, same_text
 from tests.openai_server import OpenAIServer, seeded_faults
 
-QUICK = {"cache": None, "rules": False, "call_timeout_s": 2.0, "audit_share": 0.0}
+QUICK = {"cache": None, "rules": False, "call_timeout_s": 30.0, "audit_share": 0.0}
 
 
 def reward(server, **settings):
@@ -86,7 +86,7 @@ async def test_nothing_is_invented_while_the_server_fails_three_times_in_ten(tra
             )
         )
     with OpenAIServer(answer=same_text, fault=seeded_faults(0.3, seed=3), retry_after="0.1") as server:
-        judged = reward(server, attempts=1, concurrency=8)
+        judged = reward(server, attempts=1, concurrency=8, call_timeout_s=2.0)
         rewards = Rewards([WeightedPart(judged), WeightedPart(Format(), weight=0.5), WeightedPart(RatioPenalty())])
         scored = await asyncio.gather(*map(rewards.score, groups))
     counts = rewards.summary([rewards.metrics()])["judge"]
