@@ -18,8 +18,9 @@ from PIL import Image
 from agentvision import __version__
 from agentvision.compute import VisionSpec
 from agentvision.errors import DataError, ImageError
-from agentvision.images import Box, open_image, render
-from agentvision.types import ImageSource, Sample, Size
+from agentvision.geometry import Box, Size
+from agentvision.images import open_image, render
+from agentvision.types import ImageSource, Sample
 
 THUMB_PX = 320
 MAX_CHARS = 600
