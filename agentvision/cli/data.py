@@ -203,11 +203,13 @@ def glyphs(
     from agentvision.data.glyphs import GlyphVQA
     from agentvision.data.write import write_samples
 
-    grid = {key: value for key, value in {"columns": columns, "rows": rows}.items() if value is not None}
+    grid: dict[str, Any] = {
+        key: value for key, value in {"columns": columns, "rows": rows}.items() if value is not None
+    }
     questions = GlyphVQA(split=cast("Any", split), seed=seed, size=n, hard_share=hard_share, **grid)
     path = out / f"{split}.jsonl"
     with _progress() as progress:
-        count = write_samples(progress.track(questions, total=n, description="questions"), path)
+        count = write_samples(progress.track(iter(questions), total=n, description="questions"), path)
     fields = ", ".join(questions[0].meta) if count else ""
     print(f"{path}: {count:,} questions")
     print(f"data: {{source: files, path: {out}/{{split}}.jsonl, fields: {{meta: [{fields}]}}}}")

@@ -97,7 +97,9 @@ class Folder:
 
         saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
         found = guarded(str(path), lambda: (load_from_disk if saved else load_dataset)(str(path)))
-        return cls(path, dict(found) if isinstance(found, DatasetDict) else {None: found})
+        return cls(
+            path, {str(name): data for name, data in found.items()} if isinstance(found, DatasetDict) else {None: found}
+        )
 
     def table(self, split: str) -> ArrowTable:
         """The split's table. Raises `DataError` when there are splits and it is none of them."""

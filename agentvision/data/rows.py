@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from agentvision.errors import DataError, ImageError
 from agentvision.images import decode_data_url
@@ -32,10 +32,8 @@ class Unread(bytes):
 class Table(Protocol):
     """What a file format gives: its columns, a light pass over all rows, and one whole row at a time."""
 
-    @property
-    def unit(self) -> str:
-        """What `number` counts: rows, or a text file's lines."""
-        ...
+    unit: ClassVar[str]
+    """What `number` counts: rows, or a text file's lines."""
 
     @property
     def columns(self) -> Sequence[str]:

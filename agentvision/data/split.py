@@ -228,7 +228,7 @@ def _write(
     questions: Sequence[Sample], counts: Sequence[Counts], out: Path, settings: dict[str, Any], *, balance: bool
 ) -> SplitReport:
     n, margin = settings["n"], settings["margin"]
-    halves = {c.index: half for c in counts if (half := half_of(c, n=n, margin=margin)) is not None}
+    halves: dict[int, Half] = {c.index: half for c in counts if (half := half_of(c, n=n, margin=margin)) is not None}
     sizes = Counter(halves.values())
     if not halves:
         raise DataError(
@@ -277,6 +277,6 @@ def _why_dropped(counts: Counts) -> str:
 
 
 def _labels(questions: Sequence[Sample], counts: Sequence[Counts], halves: Mapping[int, Half]) -> dict[str, int]:
-    names = {True: "hard", False: "easy"}
+    names: dict[Any, str] = {True: "hard", False: "easy"}
     known = ((names.get(questions[c.index].meta.get("needs_original")), halves.get(c.index, "dropped")) for c in counts)
     return dict(sorted(Counter(f"{was} as {found}" for was, found in known if was is not None).items()))

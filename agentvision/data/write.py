@@ -80,7 +80,9 @@ def _images(sample: Sample, folder: Path) -> Iterator[str]:
 def _encoded(source: ImageSource) -> tuple[bytes, str]:
     """A picture's bytes and their format. Raises `ImageError`."""
     image = open_image(source)
-    inner = source.source if isinstance(source, Resized) else source
+    inner = source
+    while isinstance(inner, Resized):
+        inner = inner.source
     if isinstance(inner, Image.Image):
         return _bytes(image, "PNG"), "PNG"
     data = encoded_bytes(inner)
