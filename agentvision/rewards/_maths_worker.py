@@ -11,12 +11,17 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from contextlib import suppress
 from typing import IO, Any
 
 MEMORY_BYTES = 4 << 30
+
+_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox) ?\{([^{}]*)\}")
+_WORD = re.compile(r"[A-Za-z]+(?: ?\^ ?\{?-?[0-9]+\}?)?")
 
 
 def main() -> None:
@@ -71,12 +76,32 @@ def serve(seconds: float, busy: mmap.mmap, replies: IO[str]) -> None:
 
 
 def equal(answer: str, truth: str) -> bool:
-    """Whether two LaTeX texts are the same mathematics, by math-verify without its own clock."""
-    from math_verify import parse, verify
+    """Whether two LaTeX texts are the same mathematics, by math-verify without its own clock.
 
-    wanted = parse(truth, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
-    given = parse(answer, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
-    return bool(given) and bool(verify(wanted, given, timeout_seconds=None, raise_on_error=True))
+    Left to itself it drops units, and takes 5 kg for 5 g. Here they may be dropped where they agree, or one side has none.
+    """
+    from latex2sympy2_extended import NormalizationConfig, normalize_latex
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    def same(form: NormalizationConfig) -> bool:
+        targets = (LatexExtractionConfig(normalization_config=form), ExprExtractionConfig())
+        wanted = parse(truth, targets, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+        given = parse(answer, targets, parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+        return bool(given) and bool(verify(wanted, given, timeout_seconds=None, raise_on_error=True))
+
+    keep, drop = (
+        NormalizationConfig(basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all")
+        for units in (False, True)
+    )
+    given, wanted = (_words(normalize_latex(text, keep)) - _words(normalize_latex(text, drop)) for text in (answer, truth))
+    if given and wanted and given != wanted:
+        return same(keep)
+    return same(drop) or (bool(given or wanted) and same(keep))
+
+
+def _words(text: str) -> Counter[str]:
+    """What might be units, with their powers, however they are set."""
+    return Counter(re.sub(r"[ {}]", "", word) for word in _WORD.findall(_TEXT.sub(r" \1", text)))
 
 
 if __name__ == "__main__":
