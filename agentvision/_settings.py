@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -26,20 +26,32 @@ class UnfitSettings(Exception):
         self.problems = problems
 
 
-def fitted(make: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as `make` takes them, converted to its annotations. Raises `UnfitSettings` with every problem."""
+def taken(make: Callable[..., Any], *, given: int = 0) -> dict[str, inspect.Parameter]:
+    """The parameters that can be set by name, `**anything` among them, after the first `given`, which a caller fills."""
+    parameters = list(inspect.signature(make).parameters.items())[given:]
+    return {k: p for k, p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_KEYWORD)}
+
+
+def fitted(
+    make: Callable[..., Any], settings: Mapping[str, Any], *, given: int = 0, beside: Collection[str] = ()
+) -> dict[str, Any]:
+    """The settings as `make` takes them, converted to its annotations. Raises `UnfitSettings` with every problem.
+
+    Its first `given` parameters are not settings; `beside` are names that stand in the same place and go elsewhere, which
+    may have been meant.
+    """
     try:
-        parameters = inspect.signature(make).parameters
+        parameters = taken(make, given=given)
     except (TypeError, ValueError):  # written in C: it speaks for itself
         return dict(settings)
-    named = {k: p for k, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    free = len(named) < len(parameters)
     hints = _hints(make)
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for key, value in settings.items():
         if key not in named and not free:
-            problems[key] = f"there is no setting {key!r}.{suggest(key, named)}"
+            problems[key] = f"there is no setting {key!r}.{suggest(str(key), (*named, *beside))}"
             continue
         try:
             values[key] = _converted(value, hints.get(key, Any))
@@ -69,4 +81,8 @@ def _converted(value: Any, hint: Any) -> Any:
         adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:  # a type that pydantic cannot check, or that brings its own rules
         return value
-    return adapter.validate_json(json.dumps(value), strict=True)
+    try:
+        text = json.dumps(value)
+    except TypeError:  # not from a recipe's file, but a program's own object
+        return adapter.validate_python(value, strict=True)
+    return adapter.validate_json(text, strict=True)

@@ -57,7 +57,8 @@ def told(own: Path, *overrides: str) -> list[str]:
     return [line.partition("override: ")[2] or line for line in problems(recipe)]
 
 
-def test_what_ships_is_in_order_on_the_backend_that_ships() -> None:
+def test_what_ships_is_in_order_on_the_backend_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "of the judge; nobody is asked")
     preflight(load_recipe("visionthink"))
     preflight(load_recipe("visionthink", profile="tiny"))
 
@@ -90,7 +91,7 @@ def test_options_of_the_backend_that_ships_are_known_without_a_model() -> None:
         ("data.options.colums=4", "data: the source 'glyphs' has no option 'colums'. Did you mean 'columns'?"),
         ("data.eval.options={colums: 4}", "data.eval: the source 'glyphs' has no option 'colums'"),
         ("data.path=./here", "data: the source 'glyphs' reads no path, not './here'"),
-        ("rewards.format.wait=1", "rewards.1.format.wait: no such setting"),
+        ("rewards.format.wait=1", "rewards.1.format.wait: there is no setting"),
     ],
 )
 def test_one_mistake_is_one_line_with_its_key(own: Path, override: str, line: str) -> None:

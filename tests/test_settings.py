@@ -61,3 +61,19 @@ def test_what_takes_anything_is_given_anything() -> None:
 
     assert fitted(free, {"x": "1"}) == {"x": "1"}
     assert fitted(unknown, {"size": "1"}) == {"size": "1"}
+
+
+def test_what_the_caller_gives_is_no_setting_and_what_stands_beside_may_have_been_meant() -> None:
+    def scored(trajectory: object, limit: int) -> None: ...
+
+    assert fitted(scored, {"limit": 3}, given=1) == {"limit": 3}
+    with pytest.raises(UnfitSettings) as caught:
+        fitted(scored, {"limit": 3, "trajectory": 1, "wait": 1}, given=1, beside=("weight",))
+    assert caught.value.problems.keys() == {"trajectory", "wait"}
+    assert caught.value.problems["wait"].endswith("Did you mean 'weight'?")
+
+
+def test_a_programs_own_objects_are_checked_too() -> None:
+    assert fitted(make, {"path": Path("x"), "size": 2}) == {"path": Path("x"), "size": 2}
+    with pytest.raises(UnfitSettings, match="'size' must be"):
+        fitted(make, {"path": "x", "size": Path("2")})

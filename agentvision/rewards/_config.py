@@ -1,18 +1,18 @@
 """From a recipe's list of one-key maps to weighted rewards, with every problem named at once.
 
 A plug-in is a class that takes its settings as keyword arguments, a `@reward` function or a plain one (settings: its
-parameters after the first), or a finished reward without settings. Names of settings are checked against the signature,
-their values by pydantic against the annotations; what the class itself refuses (`ValueError`) is reported the same way.
+parameters after the first), or a finished reward without settings. Settings are checked as those of every plug-in
+(`_settings`); what the class itself refuses (`ValueError`) is reported the same way.
 """
 
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from agentvision.errors import AgentVisionError, RecipeError, suggest
+from agentvision._settings import UnfitSettings, fitted, taken
+from agentvision.errors import AgentVisionError, RecipeError
 from agentvision.rewards.base import FunctionReward, reward
 from agentvision.rewards.compose import WeightedPart
 from agentvision.rewards.schedule import Schedule
@@ -47,13 +47,10 @@ def parts_from_config(specs: Sequence[Mapping[str, Mapping[str, Any] | None]]) -
 
 def settings_of(found: Any) -> dict[str, inspect.Parameter]:
     """The settings that a plug-in takes in a recipe, besides `weight` and `timeout_s`. `**anything` is one of them."""
-    if not inspect.isclass(found):
-        found = found.function if isinstance(found, FunctionReward) else found
-        if not inspect.isroutine(found):  # a finished reward
-            return {}
-    parameters = list(inspect.signature(found).parameters.items())
-    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_KEYWORD)
-    return {name: p for name, p in parameters[0 if inspect.isclass(found) else 1 :] if p.kind in kinds}
+    if inspect.isclass(found):
+        return taken(found)
+    found = found.function if isinstance(found, FunctionReward) else found
+    return taken(found, given=1) if inspect.isroutine(found) else {}  # a finished reward takes none
 
 
 class _Problems(Exception):
@@ -90,7 +87,7 @@ def _part(where: str, name: str, settings: dict[str, Any]) -> WeightedPart:
 
 
 def _schedule(where: str, settings: Mapping[str, Any]) -> Schedule:
-    checked = _checked(where, settings, settings_of(Schedule), _hints(Schedule), own=())
+    checked = _fitted(where, Schedule, settings)
     try:
         return Schedule(**checked)
     except ValueError as error:
@@ -107,7 +104,7 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
     if not callable(found):
         raise _Problems([f"{where}: {found!r} is no reward: a class, a @reward function or a callable object is"])
     if inspect.isclass(found):
-        checked = _checked(where, settings, settings_of(found), _hints(found))
+        checked = _fitted(where, found, settings, beside=_OWN_KEYS)
         try:
             made = found(**checked)
         except RecipeError as error:  # of settings that the class checks itself, a line each
@@ -120,66 +117,20 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
     if inspect.isroutine(found):
         found = reward(found)
     if isinstance(found, FunctionReward):
-        return found.configure(**_checked(where, settings, settings_of(found), _hints(found.function)))
+        return found.configure(**_fitted(where, found.function, settings, given=1, beside=_OWN_KEYS))
     if settings:
         raise _Problems([f"{where}.{key}: this reward takes no settings but weight and timeout_s" for key in settings])
     return found
 
 
-def _checked(
-    where: str,
-    settings: Mapping[str, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    hints: Mapping[str, Any],
-    *,
-    own: Sequence[str] = _OWN_KEYS,
+def _fitted(
+    where: str, make: Callable[..., Any], settings: Mapping[str, Any], *, given: int = 0, beside: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The settings, converted to the annotated types. `own` are keys that may stand beside them."""
-    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    checked: dict[str, Any] = {}
-    lines: list[str] = []
-    for key, value in settings.items():
-        if key not in known and not free:
-            hint = suggest(str(key), (*known, *own))
-            lines.append(f"{where}.{key}: no such setting (value {value!r}).{hint}")
-            continue
-        try:
-            checked[str(key)] = _convert(value, hints.get(key, Any))
-        except ValueError as error:
-            lines.append(f"{where}.{key}: {_first_message(error)} (value {value!r})")
-    lines += [
-        f"{where}: the setting {key!r} is missing"
-        for key, parameter in known.items()
-        if parameter.default is parameter.empty and key not in settings
-    ]
-    if lines:
-        raise _Problems(lines)
-    return checked
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations by name; none where they name what exists for type checkers alone."""
-    if inspect.isclass(target) and "__init__" in vars(target) and not hasattr(target, "__dataclass_fields__"):
-        target = target.__init__
+    """The settings as `make` takes them; what is missing is told of the whole, for it stands nowhere."""
     try:
-        return typing.get_type_hints(target, include_extras=True)
-    except (NameError, TypeError):
-        return {}
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    from pydantic import TypeAdapter
-    from pydantic.errors import PydanticUserError
-
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint)
-    except PydanticUserError:  # a type that pydantic cannot check is left to the reward
-        return value
-    return adapter.validate_python(value)
-
-
-def _first_message(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
+        return fitted(make, settings, given=given, beside=beside)
+    except UnfitSettings as error:
+        problems = error.problems.items()
+        raise _Problems(
+            [f"{f'{where}.{key}' if key in settings else where}: {what}" for key, what in problems]
+        ) from None

@@ -122,7 +122,7 @@ def test_try_takes_the_step_that_is_named_and_shows_no_more_than_asked(
     [
         (("acuracy", "--answer", "x"), "Did you mean 'accuracy'"),
         (("accuracy",), "give --answer"),
-        (("accuracy", "ruel=exact", "--answer", "x"), "accuracy.ruel: no such setting (value 'exact'). Did you mean"),
+        (("accuracy", "ruel=exact", "--answer", "x"), "accuracy.ruel: there is no setting 'ruel'. Did you mean"),
         (("accuracy", "rule=[exact", "--answer", "x"), "'rule=[exact' is not name=value: this is not YAML"),
         (("accuracy", "=exact", "--answer", "x"), "the name is missing"),
         (("./own.py:brief", "--answer", "x"), "the setting 'limit' is missing"),

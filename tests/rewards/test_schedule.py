@@ -92,15 +92,18 @@ def test_the_recipes_form_has_the_same_settings():
     ("weight", "problem"),
     [
         ({}, "format.weight: the setting 'initial' is missing"),
-        ({"initial": 0, "finl": 1, "steps": 3}, "format.weight.finl: no such setting (value 1). Did you mean 'final'?"),
+        (
+            {"initial": 0, "finl": 1, "steps": 3},
+            "format.weight.finl: there is no setting 'finl'. Did you mean 'final'?",
+        ),
         ({"initial": 0, "final": 1, "steps": 0}, "at least 1"),
         ({"initial": 0, "final": 1, "steps": 1, "after": -1}, "after -1"),
         ({"initial": 0, "final": float("inf"), "steps": 1}, "finite"),
-        ({"initial": 0, "final": "much", "steps": 1}, "format.weight.final: Input should be a valid number"),
+        ({"initial": 0, "final": "much", "steps": 1}, "format.weight.final: 'final' must be a valid number"),
         ({"initial": 0, "final": 1, "steps": 1, "shape": "square"}, "format.weight.shape"),
     ],
 )
 def test_wrong_settings_are_named(weight, problem):
     with pytest.raises(RecipeError) as error:
         Rewards.from_config([{"format": {"weight": weight, "strict": True}}])
-    assert problem in str(error.value) and "format.strict: no such setting" in str(error.value)
+    assert problem in str(error.value) and "format.strict: there is no setting" in str(error.value)
