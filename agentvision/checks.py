@@ -17,10 +17,10 @@ from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.env import Environment
 from agentvision.errors import PluginError
-from agentvision.geometry import Affine
 from agentvision.images import ImageStore, image_hash
 from agentvision.tool import Tool, ToolContext, ToolOutcome, call_tool
-from agentvision.types import Message, Observation, Sample, StepResult, ToolCall, ToolError, View
+from agentvision.types import Message, Observation, Sample, StepResult, ToolCall, ToolError
+from agentvision.views import first_view
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _MAX_STEPS = 256
@@ -144,13 +144,8 @@ def _context() -> ToolContext:
     store, vision, views = ImageStore(), VisionSpec(), {}
     for index, (size, scale) in enumerate((((640, 320), 0.5), ((120, 90), 1.0)), start=1):
         ramp = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * k).resize(size) for k in range(3)])
-        key = store.add(ramp)
-        fitted = vision.fit(size, scale=scale)
-        ctx = ToolContext({index: View(index, key, key, Affine(), size, size, 0, "first_view")}, store, vision)
-        new = ctx.look(index, scale=scale)
-        views[index] = View(
-            index, store.add(new.image), key, new.transform, fitted, size, vision.tokens(fitted), "first_view"
-        )
+        shown = first_view(store, store.add(ramp), vision, scale=scale)
+        views[index] = shown.entered(index, source="first_view", store=store, vision=vision)
     return ToolContext(views, store, vision, seed=7)
 
 

@@ -17,10 +17,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from agentvision._workers import run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.errors import PluginError
-from agentvision.geometry import Affine, Box
 from agentvision.images import ImageStore
 from agentvision.protocol import Protocol as TurnProtocol
-from agentvision.tool import NewView, Tool, ToolContext, ToolResult, call_tool
+from agentvision.tool import Tool, ToolContext, ToolResult, call_tool
 from agentvision.types import (
     ImageHash,
     Message,
@@ -34,6 +33,7 @@ from agentvision.types import (
     Turn,
     View,
 )
+from agentvision.views import NewView, first_view
 
 LOAD_TIMEOUT_S = 60.0
 """For reading and first showing a sample's images."""
@@ -180,29 +180,14 @@ class VisionEnv:
         return replace(outcome.record, views=tuple(view.index for view in views)), views
 
     def _first_views(self, sample: Sample) -> list[NewView]:
-        views = []
-        for source in sample.images:
-            key = self._store.load(source)
-            width, height = self._store.size(key)
-            size = self._vision.fit((width, height), scale=self._first_view.scale)
-            shown = self._store.render(key, Box(0.0, 0.0, float(width), float(height)), size)
-            views.append(NewView(self._store.get(shown), key, Affine(a=width / size[0], e=height / size[1])))
-        return views
+        scale, store = self._first_view.scale, self._store
+        return [first_view(store, store.load(source), self._vision, scale=scale) for source in sample.images]
 
     def _enter(self, shown: Sequence[NewView], *, source: str) -> tuple[View, ...]:
         """Add what was shown to the ledger; indices count on from 1."""
         views = tuple(
-            View(
-                index=len(self._views) + i,
-                image=self._store.add(new.image),
-                original=new.original,
-                transform=new.transform,
-                size=new.image.size,
-                original_size=self._store.size(new.original),
-                tokens=self._vision.tokens(new.image.size),
-                source=source,
-            )
-            for i, new in enumerate(shown, start=1)
+            new.entered(index, source=source, store=self._store, vision=self._vision)
+            for index, new in enumerate(shown, start=len(self._views) + 1)
         )
         self._views.update((view.index, view) for view in views)
         return views

@@ -27,9 +27,10 @@ from agentvision._schema import Arguments, BadArguments
 from agentvision._workers import DeadlinePassed, run_async, run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.errors import ImageError, PluginError, ToolFailure, ToolRetry, suggest
-from agentvision.geometry import Affine, Box, Size
+from agentvision.geometry import Box
 from agentvision.images import ImageStore
-from agentvision.types import ImageHash, ToolCall, ToolError, ToolRecord, View
+from agentvision.types import ToolCall, ToolError, ToolRecord, View
+from agentvision.views import NewView, onto, rendered, whole
 
 ViewId: TypeAlias = Annotated[int, Field(ge=1)]
 """The index of a view as a tool's argument: 1 for the first picture shown."""
@@ -37,15 +38,6 @@ ViewId: TypeAlias = Annotated[int, Field(ge=1)]
 TIMEOUT_S = 20.0
 MAX_TEXT = 16_000
 """Characters of a tool's text that the model gets at most; the rest is cut, and the text says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewView:
-    """A picture that a tool shows: already at its fitted size, with the map from its pixels to the original's."""
-
-    image: Image.Image
-    original: ImageHash
-    transform: Affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +77,16 @@ class ToolContext:
         box without an area inside the view, and for a region that is too long and thin to be seen.
         """
         view = self.view(index)
-        region = view.box_in_original(_clamped(box, view) if box is not None else Box(0, 0, *map(float, view.size)))
+        region = view.box_in_original(_clamped(box, view) if box is not None else whole(view.size))
         # Mapping leaves rounding noise, which must neither move a region off the original nor defeat the cache.
         x0, x1 = (min(max(round(x, 6), 0.0), float(view.original_size[0])) for x in (region.x0, region.x1))
         y0, y1 = (min(max(round(y, 6), 0.0), float(view.original_size[1])) for y in (region.y0, region.y1))
         region = Box(x0, y0, x1, y1)
         try:
             size = self.vision.fit((max(1, round(x1 - x0)), max(1, round(y1 - y0))), scale=scale)
-            key = self.store.render(view.original, region, size)
+            return rendered(self.store, view.original, region, size)
         except ImageError as error:
             raise ToolRetry(f"That region of image {index} cannot be shown: {error}.") from None
-        return NewView(self.store.get(key), view.original, _onto(region, size))
 
     def show(self, image: Image.Image, *, of: int) -> NewView:
         """An edited picture of the whole of a view (drawn on, brightened …), brought to its fitted size."""
@@ -105,9 +96,8 @@ class ToolContext:
         except ImageError as error:
             raise ToolFailure(f"The picture cannot be shown: {error}.") from None
         key = self.store.add(image)
-        key = self.store.render(key, Box(0, 0, *map(float, image.size)), size)
-        whole = _onto(Box(0, 0, *map(float, view.size)), size)
-        return NewView(self.store.get(key), view.original, whole.then(view.transform))
+        shown = self.store.get(self.store.render(key, whole(image.size), size))
+        return NewView(shown, view.original, onto(whole(view.size), size).then(view.transform))
 
 
 @dataclass(frozen=True)
@@ -247,11 +237,6 @@ def _clamped(box: Box, view: View) -> Box:
             f"[x0, y0, x1, y1] in pixels, with x0 < x1 <= {width} and y0 < y1 <= {height}."
         )
     return Box(x0, y0, x1, y1)
-
-
-def _onto(box: Box, size: Size) -> Affine:
-    """The map from a picture of `size` that shows exactly `box` to the pixels in which the box is given."""
-    return Affine(a=box.width / size[0], c=box.x0, e=box.height / size[1], f=box.y0)
 
 
 def _checked(result: object, ctx: ToolContext) -> ToolResult:

@@ -22,9 +22,10 @@ from agentvision.errors import ImageError, PluginError
 from agentvision.geometry import Affine
 from agentvision.images import ImageStore, open_image
 from agentvision.protocol import Protocol
-from agentvision.tool import NewView, ToolContext, ToolResult, tool
+from agentvision.tool import ToolContext, ToolResult, tool
 from agentvision.tools import crop, resize_image, zoom
 from agentvision.types import Message, ParseProblem, Sample, StepResult, StopReason, ToolError, ViewPart
+from agentvision.views import NewView
 
 PICTURE = Image.effect_noise((640, 320), 60).convert("RGB")
 SAMPLE = Sample("s", "What is it?", (PICTURE,), answer="a secret answer")

@@ -13,15 +13,9 @@ from PIL import Image
 from agentvision import _workers
 from agentvision.errors import ToolFailure, ToolRetry
 from agentvision.geometry import Affine
-from agentvision.tool import (
-    MAX_TEXT,
-    NewView,
-    Tool,
-    ToolContext,
-    ToolResult,
-    tool,
-)
+from agentvision.tool import MAX_TEXT, Tool, ToolContext, ToolResult, tool
 from agentvision.types import ToolError
+from agentvision.views import NewView
 
 from .tool_cases import call, context
 

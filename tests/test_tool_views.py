@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from agentvision.compute import VisionSpec
 from agentvision.errors import ToolRetry
 from agentvision.geometry import Box
-from agentvision.tool import (
-    NewView,
-)
 from agentvision.types import View
+from agentvision.views import NewView
 
 from .tool_cases import context
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import json
@@ -60,11 +59,13 @@ def try_tool(
         picture's own.
     """
     from agentvision import plugins
+    from agentvision._workers import run_sync
     from agentvision.compute import VisionSpec
-    from agentvision.geometry import Affine, Box
     from agentvision.images import ImageStore
     from agentvision.tool import Tool, ToolContext, call_tool, tools_of
-    from agentvision.types import ToolCall, View
+    from agentvision.types import ToolCall
+    from agentvision.views import first_view as seen_first
+    from agentvision.views import rendered, whole
 
     found = plugins.load("tools", tool)
     if callable(found) and not isinstance(found, Tool):
@@ -77,21 +78,14 @@ def try_tool(
 
     store, vision = ImageStore(), VisionSpec()
     original = store.load(picture)
-    full = store.size(original)
-    size = full if first_view == 1.0 else vision.fit(full, scale=first_view)
-    whole = Box(0.0, 0.0, float(full[0]), float(full[1]))
-    view = View(
-        index=1,
-        image=store.render(original, whole, size),
-        original=original,
-        transform=Affine(a=full[0] / size[0], e=full[1] / size[1]),
-        size=size,
-        original_size=full,
-        tokens=vision.tokens(size),
-        source="first_view",
-    )
+    if first_view == 1.0:  # boxes are in the picture's own pixels
+        full = store.size(original)
+        shown = rendered(store, original, whole(full), full)
+    else:
+        shown = seen_first(store, original, vision, scale=first_view)
+    view = shown.entered(1, source="first_view", store=store, vision=vision)
     call = ToolCall(chosen.name, _parse(arguments))
-    outcome = asyncio.run(call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
+    outcome = run_sync(lambda: call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
     if outcome.result is None:
         reason = _exception_of(outcome.record.detail)
         whole_story = RuntimeError(outcome.record.detail)  # shown with --debug
