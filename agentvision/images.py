@@ -16,7 +16,7 @@ import math
 import re
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -157,30 +157,15 @@ class ImageStore:
         return self._once((key, box, size), lambda: render(self.get(key), box, size))
 
     def get(self, key: ImageHash) -> Image.Image:
-        """The picture of this hash. Raises `KeyError` when it was never stored, or discarded."""
+        """The picture of this hash. Raises `KeyError` when it was never stored."""
         try:
             return self._images[key]
         except KeyError:
-            raise KeyError(f"no picture {key[:12]!r} in the store of {len(self._images)}; was it discarded?") from None
+            raise KeyError(f"no picture {key[:12]!r} in the store of {len(self._images)}") from None
 
     def size(self, key: ImageHash) -> Size:
         """(width, height) of the picture of this hash."""
         return self.get(key).size
-
-    def discard(self, keys: Iterable[ImageHash]) -> None:
-        """Forget these pictures, and everything rendered from them."""
-        with self._lock:
-            gone = set(keys)
-            for how, made in list(self._made.items()):
-                done = made.done() and made.exception() is None
-                if isinstance(how, tuple) and how[0] in gone and done:
-                    gone.add(made.result())
-                if done and made.result() in gone:
-                    del self._made[how]
-                    self._refs.pop(how, None)
-            for key in gone:
-                image = self._images.pop(key, None)
-                self._keys.pop(id(image), None)
 
     def __contains__(self, key: object) -> bool:
         return key in self._images

@@ -317,17 +317,6 @@ def test_a_failed_load_is_told_each_time_and_may_be_mended(tmp_path: Path):
     assert store.size(store.load(path)) == (40, 20)
 
 
-def test_discarding_forgets_what_was_rendered_too():
-    store, image = ImageStore(), ramp()
-    key, other = store.load(image), store.add(ramp(9, 9))
-    small = store.render(key, Box(0, 0, 10, 10), (28, 28))
-    store.discard([key])
-    assert key not in store and small not in store and other in store and len(store) == 1
-    with pytest.raises(KeyError, match="discarded"):
-        store.get(key)
-    assert store.render(store.load(image), Box(0, 0, 10, 10), (28, 28)) == small
-
-
 # --- rendering ------------------------------------------------------------------------------------------------------
 
 

@@ -140,9 +140,6 @@ class Chat:
         """
         return await on_network(self._ask(messages, schema if self._endpoint.schemas else None))
 
-    async def close(self) -> None:
-        """Nothing to do today: connections are shared by all models and end with the process."""
-
     async def _ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
         began = time.monotonic()
         tokens = _estimate(messages)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agentvision.errors import ModelError
+from agentvision.images import ImageStore
 from agentvision.policies.transformers import TransformersPolicy
 from agentvision.policy import SamplingParams
 from agentvision.types import ImageSegment, TextSegment
@@ -109,7 +110,7 @@ async def test_a_failing_engine_fails_its_requests_and_goes_on(policy, model, co
 
 async def test_an_image_that_is_missing_fails_its_request_alone(policy, model, codec, talk):
     good, bad, sibling = (talk(session=s, images=[picture(n)]) for s, n in (("a", 1), ("b", 900), ("c", 900)))
-    bad.store.discard([bad.views[0].image])
+    bad.store = ImageStore()
     sibling.store = bad.store
     results = await asyncio.gather(*(t.turn(policy) for t in (good, bad, sibling)), return_exceptions=True)
     assert [isinstance(r, Exception) for r in results] == [False, True, True]

@@ -119,10 +119,7 @@ class Judge:
     summary = staticmethod(with_shares)
 
     async def close(self) -> None:
-        """End connections and workers, and write what is to be kept."""
-        for asker in self.cascade.askers:
-            if asker.ready:
-                await asker.chat.close()
+        """End the workers, and write what is to be kept. (Connections are shared by all models and end with the process.)"""
         if self.cascade.rules is not None:
             self.cascade.rules.close()
         self.cache.close()
