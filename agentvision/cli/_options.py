@@ -13,6 +13,8 @@ from agentvision.errors import RecipeError
 Seed = Annotated[int | None, Parameter(validator=Number(gte=0, lt=2**63))]
 """As in a recipe."""
 Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 
 
 def named_values(texts: Iterable[str]) -> dict[str, Any]:

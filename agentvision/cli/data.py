@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
-from cyclopts import Parameter
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from agentvision.cli._options import AsJson, Flag
+from agentvision.cli._terminal import printable, progress
 
 app = cyclopts.App(name="data", help="Check and look at data sets, split one into easy and hard, write GlyphVQA.")
-
-Flag = Annotated[bool, Parameter(negative=())]
 
 
 @app.command
@@ -25,7 +21,7 @@ def check(
     profile: str | None = None,
     n: int | None = None,
     headers_only: Flag = False,
-    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    json_: AsJson = False,
 ) -> None:
     """Check a data set: rows, pictures, token budgets, duplicates, and leaks between its splits.
 
@@ -53,8 +49,8 @@ def check(
 
     found = open_target(target, overrides=overrides, profile=profile)
     total = sum(len(rows) if n is None else min(n, len(rows)) for rows in found.sets.values())
-    with _progress() as progress:
-        task = progress.add_task("looking at pictures", total=total)
+    with progress() as bar:
+        task = bar.add_task("looking at pictures", total=total)
         report = check_sets(
             found.sets,
             vision=vision_of(found.recipe),
@@ -62,13 +58,13 @@ def check(
             context_tokens=found.recipe.sampling.context_tokens,
             decode=not headers_only,
             limit=n,
-            on_done=lambda done: progress.advance(task, done),
+            on_done=lambda done: bar.advance(task, done),
         )
     if json_:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
         for line in lines(report):
-            print(line)
+            print(printable(line))
     if report.errors:
         sys.exit(1)
 
@@ -147,8 +143,8 @@ def split(
     from agentvision.data.target import open_to_split
 
     recipe, questions = open_to_split(target, overrides=overrides, profile=profile)
-    with _progress() as progress:
-        task = progress.add_task("questions", total=len(questions) if limit is None else min(limit, len(questions)))
+    with progress() as bar:
+        task = bar.add_task("questions", total=len(questions) if limit is None else min(limit, len(questions)))
         report = split_questions(
             recipe,
             questions,
@@ -157,7 +153,7 @@ def split(
             margin=margin,
             limit=limit,
             balance=balance,
-            on_done=lambda done, total: progress.update(task, completed=done, total=total),
+            on_done=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(f"{report.questions:,} questions: {report.easy:,} easy, {report.hard:,} hard")
     for reason, count in report.dropped.items():
@@ -208,17 +204,8 @@ def glyphs(
     }
     questions = GlyphVQA(split=cast("Any", split), seed=seed, size=n, hard_share=hard_share, **grid)
     path = out / f"{split}.jsonl"
-    with _progress() as progress:
-        count = write_samples(progress.track(iter(questions), total=n, description="questions"), path)
+    with progress() as bar:
+        count = write_samples(bar.track(iter(questions), total=n, description="questions"), path)
     fields = ", ".join(questions[0].meta) if count else ""
     print(f"{path}: {count:,} questions")
     print(f"data: {{source: files, path: {out}/{{split}}.jsonl, fields: {{meta: [{fields}]}}}}")
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from agentvision.cli._options import Count, Seed
+from agentvision.cli._options import Count, Flag, Seed
+from agentvision.cli._terminal import progress
 
 
 def evaluate(
@@ -18,7 +16,7 @@ def evaluate(
     n: Count = None,
     seed: Seed = None,
     out: Path | None = None,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Flag = False,
 ) -> None:
     """Evaluate a model on a recipe's held-out questions, with the prompts, resolutions and tools of its training.
 
@@ -46,22 +44,17 @@ def evaluate(
     from agentvision.recipe import load_recipe
 
     loaded = load_recipe(recipe, profile=profile, overrides=overrides)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from agentvision.evaluate.run import evaluate as run
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(f"{loaded.name}: questions", total=None)
+    with progress(quiet=quiet) as bar:
+        task = bar.add_task(f"{loaded.name}: questions", total=None)
         result = run(
             loaded,
             model=model,
             n=n,
             seed=seed,
             out=out,
-            on_done=lambda done, total: progress.update(task, completed=done, total=total),
+            on_done=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if quiet:
         return

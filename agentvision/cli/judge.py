@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
-from agentvision.cli._options import Count, named_values
-from agentvision.cli._terminal import printable
+from agentvision.cli._options import AsJson, Count, named_values
+from agentvision.cli._terminal import printable, progress
 
 if TYPE_CHECKING:
     from agentvision.evaluate.metrics import Estimate
@@ -31,7 +30,7 @@ def check(
     template: str | None = None,
     n: Count = None,
     concurrency: Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))] = 16,
-    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    json_: AsJson = False,
 ) -> None:
     """Put the bundled audit to a judge: labelled answers, right and wrong, made to be hard.
 
@@ -57,9 +56,7 @@ def check(
     json_
         Print JSON.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    from agentvision._workers import run_sync
     from agentvision.rewards.judge.check import audit, some_cases
     from agentvision.rewards.judge.judge import Judge
 
@@ -68,23 +65,21 @@ def check(
     judge = Judge.from_config(named_values(settings), **own, **asked_alone)
     judge.check()
     cases = some_cases(n)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
 
     async def run() -> Audited:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task("answers", total=len(cases))
+        with progress() as bar:
+            task = bar.add_task("answers", total=len(cases))
             try:
                 return await audit(
                     judge,
                     cases,
                     concurrency=concurrency,
-                    on_done=lambda done: progress.update(task, completed=done),
+                    on_done=lambda done: bar.update(task, completed=done),
                 )
             finally:
                 await judge.close()
 
-    audited = asyncio.run(run())
+    audited = run_sync(run)
     if json_:
         print(json.dumps(_as_json(model, audited), indent=2))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import statistics
 import sys
@@ -88,6 +87,7 @@ def try_reward(
 
 
 def _try_answer(part: WeightedPart, told: dict[str, str | None], *, step: int | None) -> None:
+    from agentvision._workers import run_sync
     from agentvision.types import Group, ParsedTurn, Sample, StopReason, Trajectory, Turn
 
     if part.group:
@@ -105,15 +105,17 @@ def _try_answer(part: WeightedPart, told: dict[str, str | None], *, step: int | 
         stop=StopReason.ANSWERED,
         answer=answer,
     )
-    [[score]] = asyncio.run(_scores(part, [Group(trajectory.sample, (trajectory,))]))
+    [[score]] = run_sync(lambda: _scores(part, [Group(trajectory.sample, (trajectory,))]))
     print(printable(_shown(score)))
     if not score.valid:
         sys.exit(1)
 
 
 def _try_recording(part: WeightedPart, path: Path, *, step: int | None, shown: int) -> None:
+    from agentvision._workers import run_sync
+
     step, groups = _recorded(path, step)
-    columns = asyncio.run(_scores(part, groups))
+    columns = run_sync(lambda: _scores(part, groups))
     print(f"step {step}: {part.name} of {len(groups)} groups")
     for group, scores in list(zip(groups, columns, strict=True))[:shown]:
         print(f"\n{printable(group.sample.id)}  {group.sample.question!r}  truth {group.sample.answer!r}")

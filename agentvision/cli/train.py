@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
+from agentvision.cli._options import Flag
 
 
 def train(
@@ -16,7 +15,7 @@ def train(
     profile: str | None = None,
     out: Path | None = None,
     resume: bool = False,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Flag = False,
 ) -> None:
     """Train a recipe's policy.
 

@@ -8,7 +8,6 @@ as they come, so a run that is cut off goes on where it stopped, to the same hal
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from agentvision import build
+from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.data.write import write_samples
 from agentvision.errors import DataError, RunError
@@ -123,7 +123,7 @@ def split_questions(
         "temperature": recipe.sampling.temperature,
         "seed": recipe.seed,
     }
-    counts = asyncio.run(_count(recipe, questions, out, settings, rewards, policy, on_done))
+    counts = run_sync(lambda: _count(recipe, questions, out, settings, rewards, policy, on_done))
     return _write(questions, counts, out, settings | {"margin": margin}, balance=balance)
 
 
