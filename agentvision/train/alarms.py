@@ -9,15 +9,13 @@ state of a watch is what it makes of the rows, so a resumed run shows it those t
 from __future__ import annotations
 
 import statistics
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentvision.evaluate.metrics import proportion
 from agentvision.recipe import alarms
-from agentvision.rewards.grading import normalise
-from agentvision.types import Group
 
 Row: TypeAlias = Mapping[str, Any]
 """The flat metrics of one step."""
@@ -144,26 +142,6 @@ def judge_drift(rows: Sequence[Row], limits: alarms.JudgeDriftAlarm) -> str:
     if found.high is None or found.high >= limits.agreement:
         return ""
     return f"the large judge agrees with {found.value:.0%} of {audited} audited verdicts, at most {found.high:.0%}"
-
-
-def answer_shares(groups: Iterable[Group]) -> dict[str, float | None]:
-    """Over the different questions of a step whose truth is known: the shares of the commonest answer and truth.
-
-    A question counts once, however often it was rolled out; texts are compared as `exact_match` compares them.
-    """
-    questions = {group.sample.id: group for group in groups if group.sample.answer is not None}
-    if not questions:
-        return {"answer_top_share": None, "truth_top_share": None}
-    answers: Counter[str] = Counter()
-    for group in questions.values():
-        given = Counter(normalise(t.answer) for t in group.trajectories if t.answer is not None)
-        for text, count in given.items():
-            answers[text] += count / len(group.trajectories)  # type: ignore[assignment]
-    truths = Counter(normalise(group.sample.answer or "") for group in questions.values())
-    return {
-        "answer_top_share": max(answers.values(), default=0) / len(questions),
-        "truth_top_share": max(truths.values()) / len(questions),
-    }
 
 
 def _known(rows: Sequence[Row], name: str) -> list[float]:

@@ -32,7 +32,7 @@ from agentvision.rollout import rollout_groups
 from agentvision.seeds import seed_for
 from agentvision.tracking import Tracker, flatten
 from agentvision.train.advantages import group_advantages
-from agentvision.train.alarms import Alarm, Watch, answer_shares
+from agentvision.train.alarms import Alarm, Watch
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
@@ -116,7 +116,7 @@ class GRPO:
         updating = time.perf_counter()
         self.progress.phase("update")
         rate = learning_rate(self.step, settings, steps=settings.steps)
-        prices = self.learner.rewards.scheduled(self.step)
+        scheduled = self.learner.rewards.scheduled(self.step)  # weights of rewards
         updates = self.update(groups, collected, store, rate)
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
@@ -129,7 +129,7 @@ class GRPO:
             "time_update_s": ended - updating,
             "time_step_s": ended - began,
         }
-        more = {"lr": rate, "weight": prices, "resample_rounds": collected.rounds - 1, **times}
+        more = {"lr": rate, "weight": scheduled, "resample_rounds": collected.rounds - 1, **times}
         try:
             more |= await self.evaluate()
         finally:  # a signal may cut the evaluation off; the step is done all the same
@@ -275,7 +275,6 @@ class GRPO:
             return
         metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(stats) | more
         trajectories = [t for scored in groups for t in scored.group.trajectories]
-        metrics |= answer_shares(scored.group for scored in groups)
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,

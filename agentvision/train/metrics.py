@@ -7,14 +7,15 @@ included: they describe the policy, not what the loss happened to see. What they
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentvision.measures import trajectory_metrics
+from agentvision.rewards.grading import normalise
 from agentvision.train.collect import ScoredGroup
 from agentvision.train.update import UpdateStats
-from agentvision.types import StopReason
+from agentvision.types import Group, StopReason
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -46,10 +47,31 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, Any]:
         "groups": len(groups),
         "groups_no_signal": sum(s.advantages.kept and not s.advantages.signal for s in groups),
         "groups_dropped": sum(not s.advantages.kept for s in groups),
+        **answer_shares(scored.group for scored in groups),
         **{f"reward/{name}": mean(t.scores[name].value for t in trajectories if name in t.scores) for name in names},
         "stop": {reason.value: stops[reason] * share for reason in StopReason},
         "tool_error": {error.value: count * share for error, count in sorted(errors.items())},
         "parse_problem": {problem.value: count * share for problem, count in sorted(problems.items())},
+    }
+
+
+def answer_shares(groups: Iterable[Group]) -> dict[str, float | None]:
+    """Over the different questions of a step whose truth is known: the shares of the commonest answer and truth.
+
+    A question counts once, however often it was rolled out; texts are compared as `exact_match` compares them.
+    """
+    questions = {group.sample.id: group for group in groups if group.sample.answer is not None}
+    if not questions:
+        return {"answer_top_share": None, "truth_top_share": None}
+    answers: defaultdict[str, float] = defaultdict(float)
+    for group in questions.values():
+        given = Counter(normalise(t.answer) for t in group.trajectories if t.answer is not None)
+        for text, count in given.items():
+            answers[text] += count / len(group.trajectories)
+    truths = Counter(normalise(group.sample.answer or "") for group in questions.values())
+    return {
+        "answer_top_share": max(answers.values(), default=0) / len(questions),
+        "truth_top_share": max(truths.values()) / len(questions),
     }
 
 

@@ -5,8 +5,7 @@ import random
 import pytest
 
 from agentvision.recipe.alarms import Alarms
-from agentvision.train.alarms import Watch, answer_shares
-from agentvision.types import Group, Sample, StopReason, Trajectory
+from agentvision.train.alarms import Watch
 
 
 def rows(n=40, **columns):
@@ -193,35 +192,3 @@ def test_a_watch_that_is_shown_the_past_goes_on_as_one_that_saw_it(seed):
     for cut in range(0, 60, 7):
         resumed = told(Watch(settings, tools=True, past=history[:cut]), history[cut:])
         assert resumed == [alarm for alarm in whole if alarm[0] > cut]
-
-
-# --- shares of answers ----------------------------------------------------------------------------------------------
-
-
-def group(name, truth, *answers):
-    sample = Sample(name, "?", answer=truth)
-    return Group(sample, tuple(Trajectory(sample, (), (), (), StopReason.ANSWERED, answer=a) for a in answers))
-
-
-def shares(*groups):
-    result = answer_shares(groups)
-    return result["answer_top_share"], result["truth_top_share"]
-
-
-def test_a_question_counts_once_however_its_answers_agree():
-    assert shares(group("a", "1", "1", "1"), group("b", "2", "2", "2"), group("c", "3", "3", "3")) == (
-        pytest.approx(1 / 3),
-        pytest.approx(1 / 3),
-    )
-    assert shares(group("a", "1", "Yes.", "yes"), group("b", "2", r"\boxed{YES}", "no")) == (0.75, 0.5)
-    assert shares(group("a", "1", "1"), group("a", "1", "1"), group("b", "2", "2")) == (0.5, 0.5)
-
-
-def test_answers_that_are_missing_converge_on_nothing():
-    assert shares(group("a", "1", None, None), group("b", "2", None, "x")) == (0.25, 0.5)
-    assert shares(group("a", "1", None)) == (0, 1)
-
-
-def test_without_truths_there_is_nothing_to_compare_with():
-    assert shares(group("a", None, "x")) == (None, None)
-    assert shares(group("a", None, "x"), group("b", "2", "x")) == (1.0, 1.0)

@@ -5,7 +5,7 @@ import pytest
 from agentvision.geometry import Affine
 from agentvision.train.advantages import group_advantages
 from agentvision.train.collect import ScoredGroup
-from agentvision.train.metrics import rollout_metrics, update_metrics
+from agentvision.train.metrics import answer_shares, rollout_metrics, update_metrics
 from agentvision.train.update import UpdateStats
 from agentvision.types import (
     Group,
@@ -90,3 +90,35 @@ def test_rewards_that_no_float_can_sum_are_no_number():
     row = measured([trajectory(reward=1.7e308), trajectory(reward=1.7e308), trajectory(reward=-1.7e308)])
     assert row["reward"] is None or math.isfinite(row["reward"])
     assert measured([trajectory(reward=1.7e308)] * 2)["reward"] is None
+
+
+# --- shares of answers ----------------------------------------------------------------------------------------------
+
+
+def asked(name, truth, *answers):
+    sample = Sample(name, "?", answer=truth)
+    return Group(sample, tuple(Trajectory(sample, (), (), (), StopReason.ANSWERED, answer=a) for a in answers))
+
+
+def shares(*groups):
+    result = answer_shares(groups)
+    return result["answer_top_share"], result["truth_top_share"]
+
+
+def test_a_question_counts_once_however_its_answers_agree():
+    assert shares(asked("a", "1", "1", "1"), asked("b", "2", "2", "2"), asked("c", "3", "3", "3")) == (
+        pytest.approx(1 / 3),
+        pytest.approx(1 / 3),
+    )
+    assert shares(asked("a", "1", "Yes.", "yes"), asked("b", "2", r"\boxed{YES}", "no")) == (0.75, 0.5)
+    assert shares(asked("a", "1", "1"), asked("a", "1", "1"), asked("b", "2", "2")) == (0.5, 0.5)
+
+
+def test_answers_that_are_missing_converge_on_nothing():
+    assert shares(asked("a", "1", None, None), asked("b", "2", None, "x")) == (0.25, 0.5)
+    assert shares(asked("a", "1", None)) == (0, 1)
+
+
+def test_without_truths_there_is_nothing_to_compare_with():
+    assert shares(asked("a", None, "x")) == (None, None)
+    assert shares(asked("a", None, "x"), asked("b", "2", "x")) == (1.0, 1.0)
