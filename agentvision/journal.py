@@ -8,7 +8,6 @@ compression and indexing are left out: a reader streams.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentvision._json_values import codec
+from agentvision._whole_file import whole_file
 from agentvision.errors import RunError
 from agentvision.jsonl import JsonLines, read_lines
 from agentvision.run_folder import IMAGES, TRAJECTORIES
@@ -84,10 +84,8 @@ class Journal:
     def _write_image(self, key: ImageHash, store: ImageStore) -> None:
         if key in self._written:
             return
-        path = image_path(self.directory, key)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        store.get(key).save(part, format="PNG", compress_level=4)
-        part.replace(path)  # whole or not there
+        with whole_file(image_path(self.directory, key)) as part:
+            store.get(key).save(part, format="PNG", compress_level=4)
         self._written.add(key)
 
 

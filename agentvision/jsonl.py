@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agentvision._whole_file import whole_file
 from agentvision.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -89,9 +90,8 @@ def read_lines(path: Path, *, only: bytes = b"", warn: bool = True) -> Iterator[
 
 def keep_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Put these records in place of what the file holds, in one move."""
-    part = path.with_suffix(".part")
-    part.write_bytes(b"".join(json_line(record) for record in records))
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_bytes(b"".join(json_line(record) for record in records))
 
 
 def cut_torn_line(path: Path) -> None:

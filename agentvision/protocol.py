@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 from jinja2 import StrictUndefined, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from agentvision._strict_json import strict_json
 from agentvision.errors import RecipeError
 from agentvision.geometry import Affine
 from agentvision.types import (
@@ -173,7 +174,7 @@ def parse_call(text: str) -> ToolCall | tuple[ParseProblem, str]:
     if len(text) > MAX_CALL_CHARS:
         return ParseProblem.BAD_JSON, f"longer than {MAX_CALL_CHARS} characters"
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = strict_json(text)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         return ParseProblem.BAD_JSON, "nested too deeply"
@@ -189,17 +190,6 @@ def parse_call(text: str) -> ToolCall | tuple[ParseProblem, str]:
     ):
         return ParseProblem.BAD_CALL, ""
     return ToolCall(value["name"], value["arguments"])
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
-    return result
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 # --- rendering ------------------------------------------------------------------------------------------------------

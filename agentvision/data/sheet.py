@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from agentvision import __version__
+from agentvision._whole_file import whole_file
 from agentvision.compute import VisionSpec
 from agentvision.errors import DataError, ImageError
 from agentvision.geometry import Box, Size
@@ -76,11 +77,10 @@ def write_sheet(
         totals={name: len(rows) for name, rows in sets.items()},
         scale=scale,
     )
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8", errors="replace")
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot write the sheet: {error}") from error
     return path

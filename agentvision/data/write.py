@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from agentvision._whole_file import whole_file
 from agentvision.errors import DataError
 from agentvision.images import FORMATS, encoded_bytes, open_image
 from agentvision.jsonl import json_line
@@ -34,17 +35,15 @@ def write_samples(samples: Iterable[Sample], path: Path) -> int:
     """
     if path.exists():
         raise DataError(f"{path} is there already and is not overwritten; choose another folder")
-    part = path.with_name(f".{path.name}.part")
     count = 0
     try:
         (path.parent / IMAGES).mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             for sample in samples:
                 file.write(row_of(sample, path.parent))
                 count += 1
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot write: {error}") from error
     return count
@@ -71,9 +70,8 @@ def _images(sample: Sample, folder: Path) -> Iterator[str]:
         data, form = _encoded(source)
         name = f"{IMAGES}/{hashlib.sha256(data).hexdigest()[:32]}{_SUFFIXES[form]}"
         if not (folder / name).exists():
-            part = folder / f"{name}.{os.getpid()}.part"
-            part.write_bytes(data)
-            part.replace(folder / name)
+            with whole_file(folder / name) as part:
+                part.write_bytes(data)
         yield name
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentvision import build
+from agentvision._whole_file import whole_file
 from agentvision._workers import run_sync
 from agentvision.compute import VisionSpec
 from agentvision.data import open_questions
@@ -261,10 +262,9 @@ def _version(package: str) -> str | None:
 
 
 def _write(path: Path, metrics: Mapping[str, Any]) -> Path:
-    part = path.with_suffix(".part")
     try:
-        part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path}: cannot write: {error}") from error
     return path

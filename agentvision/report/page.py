@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agentvision import __version__
+from agentvision._whole_file import whole_file
 from agentvision.errors import RunError
 from agentvision.evaluate.compare import Result, labelled_rows, read_results
 from agentvision.journal import read_trajectories
@@ -134,11 +135,10 @@ def write_report(run_dir: Path | str, *, out: Path | str | None = None, most: in
         **_assets(),
     )  # fmt: skip
     path = Path(out) if out is not None else directory / REPORT
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8", errors="replace")
-        part.replace(path)
+        with whole_file(path) as part:
+            part.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise RunError(f"{path}: cannot write the report: {error}") from error
     return path

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from agentvision._whole_file import whole_file
 from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
@@ -284,7 +285,7 @@ def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     resolved = out / RESOLVED
     if not resume:
         # What a run leaves that was killed before it began is no run.
-        if out.exists() and (not out.is_dir() or any(path.name != f"{RESOLVED}.part" for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(path.suffix != ".part" for path in out.iterdir())):
             raise RunError(f"{out} is there already, and no run is overwritten: take --resume, or a new --out")
         return
     if not resolved.is_file():
@@ -300,8 +301,7 @@ def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 def _claim(out: Path, recipe: Recipe) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        part = out / f"{RESOLVED}.part"
-        write_resolved(recipe, part)
-        part.replace(out / RESOLVED)  # whole or not there: without it a run cannot be resumed
+        with whole_file(out / RESOLVED) as part:  # without it a run cannot be resumed
+            write_resolved(recipe, part)
     except OSError as error:
         raise RunError(f"{out}: cannot write a run here: {error}") from error

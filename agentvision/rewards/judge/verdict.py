@@ -9,12 +9,13 @@ the prompt asks for count; `1.0`, `１`, `1/1`, `yes` and anything invisible wit
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from agentvision._strict_json import strict_json
 
 MAX_LINE = 80
 """A longer line is no textual verdict."""
@@ -123,7 +124,7 @@ def _from_line(line: str, graded: bool) -> float:
 
 def _from_json(text: str, graded: bool) -> float:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = strict_json(text)
     except RecursionError:
         raise _Invalid("the JSON is nested too deeply") from None
     except ValueError as error:
@@ -166,17 +167,6 @@ def _check_above(lines: list[str], score: float, graded: bool) -> None:
             raise _Invalid(f"two scores side by side: {other:g} and {score:g}")
     if _COLON.search(above) and not (len(above) <= MAX_LINE and _HEADING.fullmatch(above)):
         raise _Invalid(f"the last line may be a quotation: {_brief(above)} stands above it")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return made
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _brief(text: str) -> str:
