@@ -91,7 +91,8 @@ def side(kind: str, url: str, prompts: int, cache: str | None = None, seed: int 
         model="openai/bench", api_base=url, cache=cache, audit_share=0.0, rules=kind == "judge", **settings
     )
     judge.check()
-    asyncio.run(judge.cascade.large.chat.ask([{"role": "user", "content": "Are you there?"}]))
+    warm = judge_messages(question="Warm?", truth="yes", answer="it is")  # importing the client takes seconds
+    asyncio.run(judge.cascade.large.chat.ask(warm))
     judge.metrics()
     before = _peak_mib()
     began = time.perf_counter()

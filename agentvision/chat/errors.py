@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from agentvision.errors import AgentVisionError
 
 
@@ -11,6 +13,9 @@ class ChatError(AgentVisionError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:  # else it could not leave a worker process
+        return partial(type(self), reason=self.reason), self.args
 
 
 class ChatSetupError(ChatError):

@@ -93,7 +93,9 @@ def equal(answer: str, truth: str) -> bool:
         NormalizationConfig(basic_latex=True, units=units, malformed_operators=True, nits=True, boxed="all")
         for units in (False, True)
     )
-    given, wanted = (_words(normalize_latex(text, keep)) - _words(normalize_latex(text, drop)) for text in (answer, truth))
+    given, wanted = (
+        _words(normalize_latex(text, keep)) - _words(normalize_latex(text, drop)) for text in (answer, truth)
+    )
     if given and wanted and given != wanted:
         return same(keep)
     return same(drop) or (bool(given or wanted) and same(keep))
