@@ -121,7 +121,9 @@ def _warm(judge: Judge, server: OpenAIServer) -> None:
 
 def step(prompts: int) -> dict[str, Any]:
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    # One server for all: its address is part of a verdict's key.
+    server = OpenAIServer(answer=same_text, latency_s=LATENCY_S)
+    with tempfile.TemporaryDirectory() as folder, server:
         cache = str(Path(folder) / "verdicts.sqlite")
         for name, kind, where in (
             ("naively, a request a rollout", "naive", None),
@@ -129,10 +131,10 @@ def step(prompts: int) -> dict[str, Any]:
             ("the judge", "judge", cache),
             ("the judge, the same step again", "judge", cache),
         ):
-            with OpenAIServer(answer=same_text, latency_s=LATENCY_S) as server:
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    result = pool.submit(side, kind, server.url, prompts, where).result()
-                result |= {"name": name, "requests": len(server.requests) - 1}
+            server.requests.clear()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                result = pool.submit(side, kind, server.url, prompts, where).result()
+            result |= {"name": name, "requests": len(server.requests) - 1}
             found.append(result)
             print(name, result["requests"], f"{result['seconds']:.0f} s", flush=True)
     return {"prompts": prompts, "rollouts": ROLLOUTS, "concurrency": CONCURRENCY, "sides": found}
