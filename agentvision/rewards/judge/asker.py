@@ -87,7 +87,10 @@ class Asker:
                 return Verdict(None, f"{error.reason}: {error}", by=self.by)
             except AgentVisionError as error:  # a template that cannot show this very case
                 return Verdict(None, f"template: {error}", by=self.by)
-            verdict = replace(parse_verdict(reply.text, graded=self.template.graded), by=self.by)
+            if reply.finish == "length":  # "Score: 0" may be the beginning of "Score: 0.8"
+                verdict = Verdict(None, "the reply was cut off; raise max_tokens", by=self.by)
+            else:
+                verdict = replace(parse_verdict(reply.text, graded=self.template.graded), by=self.by)
             if verdict.valid:
                 return verdict
             self.counts.add(unparsable=1)

@@ -8,6 +8,7 @@ from functools import cached_property
 from agentvision.protocol import IMAGE_MARK
 from agentvision.rewards.accuracy import Rule
 from agentvision.rewards.grading import options_of, unwrap
+from agentvision.rewards.judge.marks import visible
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Case:
         r"""As a judge reads it: without image marks, answer and truths out of their `\boxed{}`, no truth twice."""
         truths = dict.fromkeys(unwrap(each) for each in (truth, *accepted))
         text = question.replace(IMAGE_MARK, "").strip()
-        return cls(text, tuple(each for each in truths if each), unwrap(answer), grading)
+        return cls(text, tuple(each for each in truths if visible(each).strip()), unwrap(answer), grading)
 
     @cached_property
     def options(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from agentvision.rewards.judge.prompt import JudgeTemplate
 
 
 class Model:
-    """Replies with what `say(prompt, number of the call)` returns; an exception is raised, None waits for ever."""
+    """Replies with what `say(prompt, number of the call)` returns, text or a `Reply`; exceptions are raised, None waits for ever."""
 
     def __init__(self, say="Score: 1"):
         self.say = say if callable(say) else lambda prompt, n: say
@@ -29,7 +29,9 @@ class Model:
         await asyncio.sleep(0)
         if isinstance(said, Exception):
             raise said
-        return await asyncio.Future() if said is None else Reply(said)
+        if said is None:
+            return await asyncio.Future()
+        return said if isinstance(said, Reply) else Reply(said)
 
     async def close(self):
         self.closed += 1

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from agentvision.chat import Reply
 from agentvision.errors import RecipeError
 from agentvision.rewards.judge.cache import VerdictCache
 from agentvision.rewards.judge.judge import Judge, cache_path
@@ -36,6 +37,19 @@ async def test_without_a_truth_there_is_no_verdict(judge_of, model):
     large = model()
     verdict = await judge_of(large)(**(CASE | {"truth": "  "}))
     assert verdict.score is None and "no ground truth" in verdict.reason and not large.prompts
+
+
+async def test_a_reply_that_was_cut_off_has_no_verdict(judge_of, model):
+    """Of "Score: 0.8", "Score: 0" may be all that came."""
+    cut = model(lambda prompt, n: Reply("Score: 0", finish="length"))
+    verdict = await judge_of(cut, graded=True)(question="q", truth="a cat", answer="a dog")
+    assert verdict.score is None and verdict.reason.startswith("unparsable") and "max_tokens" in verdict.reason
+
+
+async def test_a_truth_that_cannot_be_seen_is_none(judge_of, model):
+    asked = model()
+    assert (await judge_of(asked)(question="q", truth="\u200b", answer="a dog")).score is None
+    assert not asked.prompts
 
 
 async def test_a_reply_without_a_verdict_is_asked_for_once_more(judge_of, model):
