@@ -23,6 +23,7 @@ _CLOSING = ".,;:?!"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _ARTICLE = re.compile(r"(?:the|an?) (?=.{2})")
 _LEAD = re.compile(r"(?:the )?(?:final |correct )?(?:answer|option|choice)(?: is)?:? ", re.IGNORECASE)
+_SHORT_LIST = re.compile(r"(?!.*[a-z]{2}).*,.*")
 _LETTER = re.compile(r"\(?([a-z])\)?[.):]?", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(r"(?:\(([a-z])\)[.:]?|([a-z])[.):])\s*(\S.*)", re.IGNORECASE | re.DOTALL)
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(([A-J])\)[.:]?|([A-J])[.):])(?=\s)", re.MULTILINE)
@@ -84,7 +85,13 @@ def exact_match(answer: str, truth: str) -> bool:
     left, right = normalise(answer), normalise(truth)
     if not left or not right:
         return canonical(answer) == canonical(truth)
-    return left == right
+    return left == right and not (_SHORT_LIST.fullmatch(left) and len({_opening(answer), _opening(truth)} - {""}) > 1)
+
+
+def _opening(text: str) -> str:
+    """The bracket that a text begins with: the interval [3, 4] is not (3, 4)."""
+    first = canonical(unwrap(text)).lstrip(_QUOTES)[:1]
+    return first if first in _BRACKETS else ""
 
 
 def anls(answer: str, truths: Iterable[str], *, threshold: float = 0.5) -> float:

@@ -122,6 +122,7 @@ def test_same_text_matches(one, other):
         ("b l u e", "blue"),
         (r"\boxed{}", "blue"),
         (r"\boxed{red} blue", "blue"),
+        ("[3, 4]", "(3, 4)"),
     ],
 )
 def test_other_text_does_not_match(one, other):
