@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from agentvision.rewards.grading import EMPTY, anls, exact_match, options_of, same_choice, unwrap
+from agentvision.rewards.grading import EMPTY, anls, exact_match, normalise, options_of, same_choice, unwrap
 from agentvision.rewards.maths import MathsError, MathsPool, looks_like_maths
 from agentvision.rewards.quantities import same_quantity
 from agentvision.types import Sample, Score, Trajectory
@@ -115,13 +115,18 @@ async def agrees(
         case "choice":
             return same_choice(answer, truth, options)
         case "anls":
-            return anls(answer, (truth,), threshold=min_similarity) > 0
+            # A letter read wrongly may still be the word; a digit read wrongly is another number.
+            return _digits(answer) == _digits(truth) and anls(answer, (truth,), threshold=min_similarity) > 0
         case "maths":
             return await pool.equal(answer, truth)
         case "auto":
             if same_choice(answer, truth, options) or same_quantity(answer, truth, tolerance=tolerance):
                 return True
             return looks_like_maths(truth) and await pool.equal(answer, truth)
+
+
+def _digits(text: str) -> list[str]:
+    return [c for c in normalise(text) if c.isdigit()]
 
 
 def accepted_answers(sample: Sample) -> tuple[str, ...]:

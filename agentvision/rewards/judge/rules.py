@@ -21,8 +21,12 @@ from agentvision.rewards.quantities import Quantity, parse_quantity
 ROUNDING = math.log10(1.05)
 """Numbers closer than this (in powers of ten) may be one number, rounded."""
 
-_AMBIGUOUS = re.compile(r"/|[0-9][eE][+-]?[0-9]|,(?![0-9]{3}(?![0-9]))")
-"""Perhaps a date, a code, a list or a decimal comma, and not the number that it parses as."""
+_AMBIGUOUS = re.compile(
+    r"/|[0-9][eE][+-]?[0-9]|,(?![0-9]{3}(?![0-9]))"
+    r"|(?<![0-9.,])0[0-9]|(?<![0-9.,])[1-9][0-9]{0,2}\.[0-9]{3}(?![0-9])|['’][0-9]|[0-9]s\b"
+)
+"""Perhaps a date, a code ("007"), a list, a decimal comma, thousands ("3.000") or a decade, and not the number that it
+parses as."""
 
 
 class Rules:

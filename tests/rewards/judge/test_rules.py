@@ -55,6 +55,10 @@ def rules():
         ("1,2", "2,1", None),
         ("7E2", "700", None),
         ("7E2", "7e2", 1),
+        ("7", "007", None),
+        ("3", "3.000", None),
+        ("90s", "1990s", None),
+        ("'85", "1985", None),
         # letters
         ("B", "c", 0),
         ("(b)", "B", 1),
@@ -96,7 +100,8 @@ async def test_any_accepted_answer_will_do_and_one_in_doubt_is_enough_for_no_zer
 
 
 @pytest.mark.parametrize(
-    ("answer", "grading", "score"), [("7E2", "exact", 1), ("700", "exact", 0), ("700", "number", 1), ("7E3", "anls", 1)]
+    ("answer", "grading", "score"),
+    [("7E2", "exact", 1), ("700", "exact", 0), ("700", "number", 1), ("7F2", "anls", 1), ("7E3", "anls", 0)],
 )
 async def test_a_rule_that_the_data_set_names_decides_both_ways(rules, answer, grading, score):
     assert (await rules(case(answer, "7E2", grading=grading))).score == score
