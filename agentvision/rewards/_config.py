@@ -108,7 +108,9 @@ def _construct(where: str, found: Any, settings: dict[str, Any]) -> Callable[...
         try:
             made = found(**checked)
         except RecipeError as error:  # of settings that the class checks itself, a line each
-            raise _Problems([f"{where}.{line}" for line in str(error).splitlines()]) from error
+            lines = str(error).splitlines()
+            lines = [line if line.startswith(" ") else f"{where}.{line}" for line in lines]  # an excerpt is indented
+            raise _Problems(lines) from error
         except (ValueError, TypeError) as error:
             raise _Problems([f"{where}: {error}"]) from error
         if not callable(made):
