@@ -28,8 +28,6 @@ class Model(Protocol):
 
     async def ask(self, messages: Messages, *, schema: Mapping[str, Any] | None = None) -> Reply: ...
 
-    async def close(self) -> None: ...
-
 
 @dataclass(frozen=True)
 class Asker:

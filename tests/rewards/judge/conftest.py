@@ -14,7 +14,7 @@ from agentvision.rewards.judge.prompt import JudgeTemplate
 
 
 class Model:
-    """Replies with what `say(prompt, number of the call)` returns, a text or a `Reply`; raises exceptions; None waits for ever."""
+    """Replies with what `say(prompt, number of the call)` returns: a text or a `Reply`. Exceptions are raised, None waits."""
 
     def __init__(self, say="Score: 1"):
         self.say = say if callable(say) else lambda prompt, n: say
