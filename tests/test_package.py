@@ -56,6 +56,8 @@ def test_the_core_names_no_tool_policy_or_recipe():
         for plugin in ("tools", "policies"):
             assert f"from agentvision.{plugin}" not in text, path
             assert f"import agentvision.{plugin}" not in text, path
+        if path.parent.name != "cli":
+            assert 'load_recipe("' not in text, path
 
 
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="an installed package has no pyproject.toml")

@@ -44,8 +44,8 @@ def check(
     json
         Print the whole report as JSON.
     """
+    from agentvision.cli._target import open_target, vision_of
     from agentvision.data.check import check_sets, lines
-    from agentvision.data.target import open_target, vision_of
 
     found = open_target(target, overrides=overrides, profile=profile)
     total = sum(len(rows) if n is None else min(n, len(rows)) for rows in found.sets.values())
@@ -95,8 +95,8 @@ def show(
     out
         The page.
     """
+    from agentvision.cli._target import open_target, vision_of
     from agentvision.data.sheet import write_sheet
-    from agentvision.data.target import open_target, vision_of
 
     found = open_target(target, overrides=overrides, profile=profile)
     scale = found.recipe.env.first_view.scale
@@ -139,8 +139,8 @@ def split(
     balance
         Cut the larger half to the size of the smaller.
     """
+    from agentvision.cli._target import open_to_split
     from agentvision.data.split import QUESTIONS, split_questions
-    from agentvision.data.target import open_to_split
 
     recipe, questions = open_to_split(target, overrides=overrides, profile=profile)
     with progress() as bar:

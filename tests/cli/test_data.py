@@ -81,7 +81,7 @@ def test_split_wants_a_recipe_that_can_be_split(tmp_path, capsys):
 
 
 def test_a_file_is_split_by_visionthinks_way_of_asking(asked):
-    from agentvision.data.target import open_to_split
+    from agentvision.cli._target import open_to_split
 
     recipe, questions = open_to_split(
         str(asked / "good.jsonl"), overrides=["data.fields.question=text", "model.path=other"], profile="tiny"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from agentvision.cli._target import open_target, vision_of
 from agentvision.compute import VisionSpec
 from agentvision.data.check import Report, check_sets, lines
 from agentvision.data.glyphs import GlyphVQA
-from agentvision.data.target import open_target, vision_of
 from agentvision.errors import DataError
 from agentvision.recipe import load_recipe
 
