@@ -17,7 +17,7 @@ from agentvision.train import run as training
 
 from .run_cases import same, save_model, steady_metrics, weights, write_recipe
 
-KILLS = 4
+KILLS = 2
 OVERRIDES = (
     "trainer.steps=3", "trainer.eval_every=2", "trainer.eval_n=2", "algorithm.kl.coef=0.01",
     "algorithm.resample.max_rounds=0", "warm_start={steps: 1, batch_size: 2}",
