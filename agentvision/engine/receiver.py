@@ -1,0 +1,62 @@
+"""vLLM's weight-transfer engine for weights in this machine's memory. Imported by vLLM's workers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+
+from agentvision.engine.worker import RECEIVED, tensors_of
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: memory is named in each update."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """One bucket: `places` in the shared `memory`, or the `tensors` themselves in the trainer's own process."""
+
+    memory: str | None = None
+    places: Sequence[Mapping[str, Any]] = ()
+    tensors: Sequence[tuple[str, Tensor]] | None = None
+
+
+class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads buckets as a checkpoint's tensors, so that vLLM joins, shards and packs them as it did at its start."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        RECEIVED.digests.clear()
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        tensors = update_info.tensors
+        if tensors is None:
+            tensors = tensors_of(update_info.memory or "", update_info.places)
+        for name, tensor in tensors:
+            RECEIVED.note(name, tensor)
+        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors)
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""

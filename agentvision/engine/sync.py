@@ -1,0 +1,160 @@
+"""New weights for an engine: sent in buckets, proven to have arrived, and nothing computed with the old ones left.
+
+One sync of one engine: pause, the buckets, finish, what was received against what was sent, caches, resume. The proof is
+exact: a worker digests each tensor as it is handed to the model, and all names and digests must be those of the sender; where
+the engine keeps a checkpoint's rows (found out at the first sync), so must those of the parameters it computes with. An
+engine that fails stays paused and its version stays what it was, so nothing is sampled from weights that nobody knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agentvision.engine.digest import rows_digest, tensor_digest
+from agentvision.engine.types import Control, SyncError
+
+BUCKET_BYTES = 256 << 20
+_ALIGN = 64
+_NAMED = 5
+"""Tensors named in an error; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of one version, as a checkpoint names them; those that share memory stand once."""
+
+    version: int
+    tensors: tuple[tuple[str, Tensor], ...]
+    digests: dict[str, int]
+    rows: int
+
+    @classmethod
+    def of(cls, model: nn.Module, *, version: int, dtype: torch.dtype | None = None) -> Weights:
+        """The parameters of a module, in the engine's type. Shards (FSDP) are gathered, one tensor at a time."""
+        tensors = tuple(_unique(model, dtype))
+        return cls(version, tensors, {n: tensor_digest(t) for n, t in tensors}, rows_digest(t for _, t in tensors))
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for _, t in self.tensors)
+
+
+def _unique(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():  # tied ones once
+        gather = getattr(parameter, "full_tensor", None)
+        tensor = (gather() if callable(gather) else parameter).detach()
+        yield name, tensor if dtype is None else tensor.to(dtype)
+
+
+@dataclass(slots=True)
+class Sync:
+    """Brings engines to the trainer's weights. `same_process` hands tensors over by reference instead of copying them.
+
+    `keeps_rows` says of an engine whether its parameters have the rows of the checkpoint: None until the first sync.
+    """
+
+    same_process: bool = False
+    bucket_bytes: int = BUCKET_BYTES
+    keeps_rows: dict[int, bool] = field(default_factory=dict)
+
+    async def send(self, weights: Weights, control: Control) -> None:
+        """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights."""
+        await control.pause()
+        await control.start_weight_update()
+        for bucket in buckets(weights.tensors, self.bucket_bytes):
+            if self.same_process:
+                await control.update_weights({"tensors": bucket})
+            else:
+                with shared(bucket) as info:
+                    await control.update_weights(info)
+        await control.finish_weight_update(weights.version)
+        await self._prove(weights, control)
+        await control.reset_caches()
+        await fresh(control)
+        await control.resume()
+
+    async def _prove(self, weights: Weights, control: Control) -> None:
+        for rank, told in enumerate(await control.call_worker("agentvision_received")):
+            received = {name: int(digest) for name, digest in json.loads(told).items()}
+            if received != weights.digests:
+                raise SyncError(_difference(weights, received, rank))
+        for rank, told in enumerate(await control.call_worker("agentvision_loaded")):
+            same = int(told) == weights.rows
+            if self.keeps_rows.setdefault(_key(control, rank), same) and not same:
+                raise SyncError(
+                    f"version {weights.version}: worker {rank} received every tensor, but the parameters that it computes with "
+                    "are not made of them. Restart the engine; if it happens again, report it with the engine's version"
+                )
+        said = await control.version()
+        if said != str(weights.version):
+            raise SyncError(f"the engine says that its weights are version {said!r}, not {weights.version}")
+
+
+def _key(control: Control, rank: int) -> int:
+    return hash((id(control), rank))
+
+
+async def fresh(control: Control) -> None:
+    """Raises `SyncError` when the engine still has features of images that were computed with other weights."""
+    for rank, told in enumerate(await control.call_worker("agentvision_cached")):
+        if int(told):
+            raise SyncError(
+                f"worker {rank} still has the features of {int(told)} images that the old weights computed; "
+                "its encoder cache was not reset"
+            )
+
+
+def _difference(weights: Weights, received: dict[str, int], rank: int) -> str:
+    missing = [name for name in weights.digests if name not in received]
+    unknown = [name for name in received if name not in weights.digests]
+    changed = [name for name, digest in weights.digests.items() if received.get(name, digest) != digest]
+    told = [
+        f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', …' if len(names) > _NAMED else ''}"
+        for what, names in (("did not arrive", missing), ("arrived changed", changed), ("were never sent", unknown))
+        if names
+    ]
+    return f"version {weights.version}: the tensors of worker {rank} are not those sent. {'; '.join(told)}"
+
+
+def buckets(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Tensors in order, as many at a time as fit into `limit` bytes; a larger one is alone."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if bucket and size + tensor.nbytes > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def shared(bucket: Sequence[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
+    """The tensors in shared memory, and what a worker is told to find them; gone when the block ends."""
+    places: list[dict[str, Any]] = []
+    end = 0
+    for name, tensor in bucket:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        places.append({"name": name, "dtype": dtype, "shape": list(tensor.shape), "offset": end})
+        end += -(-tensor.nbytes // _ALIGN) * _ALIGN
+    memory = SharedMemory(create=True, size=max(end, 1))
+    try:
+        whole = torch.frombuffer(memory.buf, dtype=torch.uint8)
+        for place, (_, tensor) in zip(places, bucket, strict=True):
+            at = place["offset"]
+            whole[at : at + tensor.nbytes].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+        del whole  # it holds the buffer, which could not be closed
+        yield {"memory": memory.name, "places": places}
+    finally:
+        memory.close()
+        memory.unlink()
