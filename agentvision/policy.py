@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from agentvision.types import Message, Segment, View
+from agentvision.types import Message, Segment, TextSegment, View
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,19 +54,49 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Ids `start` (included) to `end` (excluded) of a turn were sampled by the weights of this version."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What the policy said. `ids` and `logprobs` are empty where the policy deals in text alone.
 
     `text` is the ids decoded without special tokens. `ended` is False when the turn hit its token limit.
-    `ids` includes the end-of-turn token that was sampled, if any.
+    `ids` includes the end-of-turn token that was sampled, if any. `versions` cover the ids one after another; more than
+    one where the weights changed under the turn, none (all is of version 0) where they never change.
     """
 
     text: str
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     ended: bool = True
-    version: int = 0
+    versions: tuple[VersionSpan, ...] = ()
     usage: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        at = 0
+        for span in self.versions:
+            if not at == span.start < span.end:
+                raise ValueError(f"versions of a turn follow one another and hold a token at least: {self.versions!r}")
+            at = span.end
+        if self.versions and at != len(self.ids):
+            raise ValueError(f"the versions of a turn cover its {len(self.ids)} ids, not {at}: {self.versions!r}")
+
+    @property
+    def segments(self) -> tuple[TextSegment, ...]:
+        """What the ledger gains: a sampled segment a version, none where there are no ids."""
+        whole = (VersionSpan(0, 0, len(self.ids)),) if self.ids else ()
+        return tuple(
+            TextSegment(
+                self.ids[s.start : s.end], sampled=True, logprobs=self.logprobs[s.start : s.end], version=s.version
+            )
+            for s in self.versions or whole
+        )
 
 
 @runtime_checkable

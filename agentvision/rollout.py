@@ -29,7 +29,6 @@ from agentvision.types import (
     Sample,
     Segment,
     StopReason,
-    TextSegment,
     Trajectory,
     Turn,
     View,
@@ -79,10 +78,7 @@ class _Episode:
             completion = await self.complete()
             message = Message("assistant", (completion.text,))
             self.messages += (message,)
-            if completion.ids:
-                self.segments += (
-                    TextSegment(completion.ids, sampled=True, logprobs=completion.logprobs, version=completion.version),
-                )
+            self.segments += completion.segments
             spent = {"tokens": len(completion.ids), "seconds": time.perf_counter() - started}
             if not completion.ended:
                 unfinished = ParsedTurn(problem=ParseProblem.UNCLOSED, detail="token limit")

@@ -235,7 +235,7 @@ class TextSegment:
     """A run of text tokens. `logprobs` are set, one an id, exactly when the model sampled them (`sampled`).
 
     They are the log-probabilities under the distribution sampled from: temperature applied, banned ids removed.
-    `version` is the weights' version that sampled them.
+    `version` is the weights' version that sampled them; a turn that goes on under new weights is a segment a version.
     """
 
     ids: tuple[int, ...]

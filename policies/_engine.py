@@ -105,14 +105,15 @@ class Engine:
 
     def weights_changed(self, *, version: int, keep_images: bool) -> list[Job]:
         """Drop what older weights computed. Returns the jobs at work, to be admitted again with what they have said."""
-        self.version = version
         working = [row for row in self._table.rows[: self._window] if row.job is not None]
         jobs: list[Job] = []
         for row, (ids, logprobs) in zip(working, self._said(working), strict=True):
-            if row.job is not None:
-                row.job.ids, row.job.logprobs = ids, logprobs
-                jobs.append(row.job)
+            if (job := row.job) is not None:
+                job.versions = job.versions_of(ids, version=self.version)
+                job.ids, job.logprobs = ids, logprobs
+                jobs.append(job)
             self._stop(row)
+        self.version = version
         self._table.forget_all()
         self._window = 0
         if not keep_images:
@@ -184,8 +185,6 @@ class Engine:
             self._state.enter([Entry(j.job, len(j.codes), j.next_position) for j in joiners], start)
             for joiner in joiners:
                 joiner.row.job, joiner.row.joined = joiner.job, self._steps
-                if not joiner.job.ids:
-                    joiner.job.version = self.version
             self._window = stop
             self._reach = max(self._reach, *(len(j.codes) for j in joiners))
             outcomes += self._sample(start, stop, self._network.logits(hidden))
@@ -331,7 +330,7 @@ class Engine:
         # The last token has not been through the model: it belongs to the next turn's prefill.
         row.codes = np.concatenate([row.codes, np.asarray(ids[len(job.ids) : -1], dtype=np.int64)])
         self._stop(row)
-        return Outcome(job, tuple(ids), tuple(logprobs))
+        return Outcome(job, tuple(ids), tuple(logprobs), job.versions_of(ids, version=self.version))
 
     def _diverge(self, row: Row) -> Outcome:
         job = row.job

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agentvision.images import ImageStore
-from agentvision.policy import Request, SamplingParams
+from agentvision.policy import Request, SamplingParams, VersionSpan
 from agentvision.types import ImageSegment, Segment
 
 NO_TOKENS = np.zeros(0, dtype=np.int64)
@@ -49,11 +49,10 @@ class Job:
     sampling: SamplingParams
     turn: int
     cancelled: bool = False
-    version: int = 0
-    """Of the weights that sampled its first token."""
     ids: list[int] = field(default_factory=list)
-    """Sampled before the weights changed under the turn; `logprobs` theirs."""
+    """Sampled before the weights changed under the turn; `logprobs` and `versions` theirs."""
     logprobs: list[float] = field(default_factory=list)
+    versions: tuple[VersionSpan, ...] = ()
     prefilled: int = 0
     reused: int = 0
     arrived: float = field(default_factory=time.monotonic)
@@ -77,14 +76,20 @@ class Job:
         """The prompt and what this turn has said so far: what a row must hold before the next token."""
         return np.concatenate([self.codes, np.asarray(self.ids, dtype=np.int64)]) if self.ids else self.codes
 
+    def versions_of(self, ids: list[int], *, version: int) -> tuple[VersionSpan, ...]:
+        """Of `ids`, all that the turn has said so far: those that are new since the weights changed are of `version`."""
+        new = VersionSpan(version, len(self.ids), len(ids))
+        return (*self.versions, new) if new.start < new.end else self.versions
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: its ids and log-probs, or an error."""
+    """How a job ended: its ids, their log-probs and versions, or an error."""
 
     job: Job
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    versions: tuple[VersionSpan, ...] = ()
     error: Exception | None = None
 
 

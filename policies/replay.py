@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -115,10 +116,14 @@ class ReplayPolicy:
 
 def turns_of(trajectory: Trajectory, *, codec: Codec | None = None) -> tuple[RecordedTurn, ...]:
     """What the model said in a trajectory, with its ids and log-probs where they were recorded."""
-    sampled = [s for s in trajectory.segments if isinstance(s, TextSegment) and s.sampled]
-    if codec is None or len(sampled) != len(trajectory.turns):
+    recorded: list[tuple[tuple[int, ...], tuple[float, ...]]] = []
+    for sampled, run in groupby(trajectory.segments, key=lambda s: isinstance(s, TextSegment) and s.sampled):
+        if sampled:  # a run is one turn: between two turns stands what the chat template adds
+            parts = [s for s in run if isinstance(s, TextSegment)]
+            recorded.append((tuple(i for s in parts for i in s.ids), tuple(p for s in parts for p in s.logprobs or ())))
+    if codec is None or len(recorded) != len(trajectory.turns):
         return tuple(RecordedTurn(turn.text) for turn in trajectory.turns)
     return tuple(
-        RecordedTurn(turn.text, s.ids, s.logprobs or (), ended=s.ids[-1] in codec.stop_ids)
-        for turn, s in zip(trajectory.turns, sampled, strict=True)
+        RecordedTurn(turn.text, ids, logprobs, ended=ids[-1] in codec.stop_ids)
+        for turn, (ids, logprobs) in zip(trajectory.turns, recorded, strict=True)
     )

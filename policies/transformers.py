@@ -204,7 +204,7 @@ class TransformersPolicy:
             ids=outcome.ids,
             logprobs=outcome.logprobs,
             ended=outcome.ids[-1] in self._codec.stop_ids,
-            version=job.version,
+            versions=outcome.versions,
             usage={"prompt_tokens": len(job.codes), "prefilled_tokens": job.prefilled, "reused_tokens": job.reused},
         )
 

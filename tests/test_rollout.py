@@ -1,15 +1,16 @@
 """The agent loop: episodes end for a reason, whatever happens inside them, and a reply is committed whole or not at all."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from agentvision.errors import ImageError
 from agentvision.geometry import Affine
 from agentvision.images import ImageStore
-from agentvision.policy import Completion, SamplingParams
+from agentvision.policy import Completion, SamplingParams, VersionSpan
 from agentvision.rollout import Limits, rollout_groups, run_episode, run_group
-from agentvision.tokens import token_count
+from agentvision.tokens import token_count, trainer_ids
 from agentvision.types import (
     Message,
     Observation,
@@ -72,7 +73,7 @@ class Script:
         if self.codec is None:
             return Completion(line)
         ids = (*self.codec.encode_text(line), self.codec.stop_ids[0])
-        return Completion(line, ids, (-0.5,) * len(ids), version=self.version)
+        return Completion(line, ids, (-0.5,) * len(ids), versions=(VersionSpan(self.version, 0, len(ids)),))
 
     async def release(self, session: str) -> None:
         self.released.append(session)
@@ -101,6 +102,21 @@ async def test_an_episode_records_its_turns_views_and_answer(codec):
     sampled = [s for s in t.segments if isinstance(s, TextSegment) and s.sampled]
     assert [s.version for s in sampled] == [3, 3]
     assert [turn.tokens for turn in t.turns] == [len(s.ids) for s in sampled]
+
+
+async def test_a_turn_that_goes_on_under_new_weights_is_a_segment_a_version(codec):
+    class Moving(Script):
+        async def complete(self, request):
+            said = await super().complete(request)
+            return replace(said, versions=(VersionSpan(3, 0, 1), VersionSpan(4, 1, len(said.ids))))
+
+    t = await episode(Moving("look", "K7", codec=codec))
+    assert t.stop is StopReason.ANSWERED
+    sampled = [s for s in t.segments if isinstance(s, TextSegment) and s.sampled]
+    assert [s.version for s in sampled] == [3, 4, 3, 4]
+    assert [turn.tokens for turn in t.turns] == [sum(len(s.ids) for s in sampled[k : k + 2]) for k in (0, 2)]
+    whole = await episode(Script("look", "K7", codec=codec))
+    assert trainer_ids(t.segments, 0) == trainer_ids(whole.segments, 0)
 
 
 async def test_each_request_extends_the_one_before(codec):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentvision.errors import AgentVisionError
+from agentvision.policy import VersionSpan
 from agentvision.types import Segment
 
 if TYPE_CHECKING:
@@ -51,15 +52,6 @@ class Ask:
     seed: int
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class VersionSpan:
-    """Ids `start` (included) to `end` (excluded) of a turn were sampled by the weights of this version."""
-
-    version: int
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,7 @@ class Talk:
     async def turn(self, policy, **sampling):
         completion = await policy.complete(self.request(**sampling))
         self.messages += (Message("assistant", (completion.text,)),)
-        self.segments += (
-            TextSegment(completion.ids, sampled=True, logprobs=completion.logprobs, version=completion.version),
-        )
+        self.segments += completion.segments
         self.turns += 1
         self.completions.append(completion)
         return completion

@@ -3,7 +3,7 @@
 import pytest
 
 from agentvision.errors import PluginError
-from agentvision.policies.replay import RecordedTurn, ReplayPolicy
+from agentvision.policies.replay import RecordedTurn, ReplayPolicy, turns_of
 from agentvision.policy import Policy
 from agentvision.types import ParsedTurn, Sample, StopReason, TextSegment, Trajectory, Turn
 
@@ -74,6 +74,22 @@ async def test_a_recorded_episode_keeps_its_ids_and_log_probs(codec, talk):
     assert completion.ended
     alone = await ReplayPolicy.from_trajectories([recorded]).complete(talk(session="q/3", group="q").request())
     assert (alone.text, alone.ids) == ("the", ())
+
+
+async def test_a_turn_that_two_versions_sampled_is_repeated_as_one(codec, talk):
+    segments = (
+        TextSegment((1, 2)),
+        TextSegment((5, 6), sampled=True, logprobs=(-1.0, -2.0), version=3),
+        TextSegment((7,), sampled=True, logprobs=(-3.0,), version=4),
+        TextSegment((8,)),
+        TextSegment((9,), sampled=True, logprobs=(-4.0,), version=4),
+    )
+    turns = (Turn("a", ParsedTurn()), Turn("b", ParsedTurn()))
+    recorded = Trajectory(Sample("q", "?"), turns, (), (), StopReason.ANSWERED, segments=segments)
+    assert [(t.ids, t.logprobs) for t in turns_of(recorded, codec=codec)] == [
+        ((5, 6, 7), (-1.0, -2.0, -3.0)),
+        ((9,), (-4.0,)),
+    ]
 
 
 async def test_a_turn_that_did_not_end_is_repeated_so(codec, talk):

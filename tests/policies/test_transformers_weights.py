@@ -9,6 +9,7 @@ import torch
 
 from agentvision.errors import ModelError
 from agentvision.policies.transformers import TransformersPolicy
+from agentvision.policy import VersionSpan
 
 from .policy_cases import assert_exact, picture, recorded_logprobs, uncached_logprobs
 
@@ -21,7 +22,7 @@ async def test_nothing_computed_by_older_weights_is_used(changing, codec, talk):
     assert policy.version == 1
     old.reply(image=picture(3))
     await asyncio.gather(old.turn(policy), sibling.turn(policy))
-    assert [c.version for c in old.completions] == [0, 1]
+    assert [[s.version for s in c.versions] for c in old.completions] == [[0], [1]]
     assert_exact(policy.model, codec, sibling)
     expected = uncached_logprobs(policy.model, codec, old)[len(old.completions[0].ids) :]
     torch.testing.assert_close(torch.tensor(old.completions[1].logprobs), expected, atol=1e-4, rtol=0)
@@ -57,6 +58,8 @@ async def test_a_turn_goes_on_under_new_weights(changing, codec, talk, head):
     gate.set()
     completion = await turn
     assert len(completion.ids) == 10
+    assert completion.versions == (VersionSpan(0, 0, 5), VersionSpan(1, 5, 10))
+    assert [(s.version, len(s.ids)) for s in completion.segments] == [(0, 5), (1, 5)]
     assert policy.stats.prefill_calls == 2
     old, new = uncached_logprobs(before, codec, t), uncached_logprobs(policy.model, codec, t)
     recorded = recorded_logprobs(t)
