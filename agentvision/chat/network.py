@@ -1,4 +1,4 @@
-"""The one event loop on which every model is asked, in a daemon thread of its own.
+"""The one event loop on which every model and every inference server is asked, in a daemon thread of its own.
 
 HTTP clients, semaphores and litellm's caches belong to the loop that first used them, and break on the next: in a second
 `asyncio.run`, in another thread, or when a new loop gets the address of a dead one. So none of them ever sees a caller's
@@ -19,8 +19,11 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 async def on_network(work: Coroutine[Any, Any, T]) -> T:
-    """Await it on the network's loop, from any loop; cancelled here, it is cancelled there."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, _network_loop()))
+    """Await it on the network's loop, from any loop (that one too); cancelled here, it is cancelled there."""
+    loop = _network_loop()
+    if asyncio.get_running_loop() is loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 def _network_loop() -> asyncio.AbstractEventLoop:

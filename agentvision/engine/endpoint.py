@@ -1,0 +1,310 @@
+"""One vLLM server: turns over its token-in, token-out route, and the trainer's side over its development routes.
+
+A turn goes out as the ledger's engine stream, with images by hash; an image's pixels travel with it until the server has
+answered once, and again when it says that it has forgotten them. What comes back is held against the ledger: the prompt as
+the server expanded it must be the trainer's stream, id by id. Calls may come from any event loop. Closing the connection is
+how a turn is given up: the server then stops sampling it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agentvision.chat.network import on_network
+from agentvision.engine.pictures import Pictures
+from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled, VersionSpan
+from agentvision.engine.wire import Reply, Wire
+from agentvision.seeds import seed_for
+from agentvision.tokens import engine_ids, trainer_ids
+from agentvision.types import ImageHash, ImageSegment
+
+if TYPE_CHECKING:
+    from agentvision.tokens import Codec
+
+GENERATE = "/inference/v1/generate"
+FIRST_VERSION = "default"
+"""What vLLM calls the weights that it was started with: version 0 here."""
+
+_KNOWN_IMAGES = 1 << 16
+_IMPOSSIBLE_LOGPROB = -9999.0
+"""What vLLM writes for NaN and minus infinity."""
+_EXACT_HINT = (
+    "start the server with --enable-scale-out; without it only chat is offered, and nothing can be trained on that"
+)
+_CONTROL_HINT = (
+    "start the server with VLLM_SERVER_DEV_MODE=1 in its environment, on loopback or a private network only: these routes"
+    " ask for no key"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointInfo:
+    """What a server offers. Not `exact`: chat alone, so a policy on it cannot be trained. Not `control`: no new weights."""
+
+    url: str
+    model: str
+    max_model_len: int | None
+    exact: bool
+    control: bool
+
+
+class Endpoint:
+    """`timeout_s` bounds one turn, `control_timeout_s` each call of the trainer's side.
+
+    `pictures` may be shared by the endpoints of a pool. `weights` is the version that the server holds: None before it was
+    asked, and from the start of an update until its end, whatever the server says meanwhile. `updating`: such an update
+    is under way, and no call of it has failed. `held`: the trainer has it paused.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        codec: Codec,
+        pictures: Pictures | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 600.0,
+        control_timeout_s: float = 120.0,
+    ) -> None:
+        self._wire = Wire(url, api_key=api_key)
+        self.url = self._wire.url
+        self._image_token_id = codec.image_token_id
+        self._pictures = pictures or Pictures(codec.vision)
+        self._timeout_s, self._control_timeout_s = timeout_s, control_timeout_s
+        self._known: OrderedDict[ImageHash, None] = OrderedDict()
+        self.info: EndpointInfo | None = None
+        self.weights: str | None = None
+        self.updating = False
+        self._torn = False  # an update was begun and is not finished
+        self.held = False
+        self.on_weights: Callable[[str], None] = lambda version: None
+        """Called when the server has taken weights of this version."""
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    async def probe(self, *, timeout_s: float = 10.0) -> EndpointInfo:
+        """What the server offers, asked anew. Raises `EngineLost` when it does not answer, `EngineError` for a bad key."""
+        return await on_network(self._probe(timeout_s))
+
+    async def _probe(self, timeout_s: float) -> EndpointInfo:
+        models = await self._wire.call("GET", "/v1/models", timeout_s=timeout_s)
+        self._refuse_key(models)
+        try:
+            model = models.body["data"][0]
+            name, longest = str(model["id"]), model.get("max_model_len")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise EngineError(f"{self.url} does not say what model it serves: {models.problem}") from None
+        exact = await self._wire.call("POST", GENERATE, body={}, timeout_s=timeout_s)
+        control = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
+        self._weights_are(str(control.body["weight_version"]) if control.status == 200 else FIRST_VERSION)
+        # A request without anything in it is refused by the route, where there is one.
+        self.info = EndpointInfo(self.url, name, longest, exact.status in (400, 422), control.status == 200)
+        return self.info
+
+    def _weights_are(self, version: str) -> None:
+        self.weights = None if self._torn else version
+
+    async def check(self, *, timeout_s: float) -> None:
+        """Raise `EngineLost` unless the server is well: its front, and, where it can be asked, the engine behind it.
+
+        Where it can be asked, `weights` is what it says: a server that was started again has its first ones.
+        """
+        await on_network(self._check(timeout_s))
+
+    async def _check(self, timeout_s: float) -> None:
+        health = await self._wire.call("GET", "/health", timeout_s=timeout_s)
+        if health.status != 200:
+            raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
+        # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.
+        if self.info is not None and self.info.control and not self.updating:
+            await self._is_paused(timeout_s)
+            reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
+            if reply.status != 200:
+                raise EngineLost(f"{self.url} does not say what weights it has: {reply.problem}")
+            self._weights_are(str(reply.body["weight_version"]))
+
+    async def _is_paused(self, timeout_s: float) -> bool:
+        reply = await self._wire.call("GET", "/is_paused", timeout_s=timeout_s)
+        if reply.status != 200:
+            raise EngineLost(f"{self.url} does not say whether it is paused: {reply.problem}")
+        return bool(reply.body["is_paused"])
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    async def sample(self, ask: Ask) -> Sampled:
+        """Sample one turn here. `EngineLost` means that it may be asked of another; see `Engine.sample`."""
+        return await on_network(self._sample(ask))
+
+    async def _sample(self, ask: Ask) -> Sampled:
+        images = [s.image for s in ask.segments if isinstance(s, ImageSegment)]
+        known = {image for image in images if image in self._known}
+        reply = await self._generate(ask, images, known)
+        if reply.status == 400 and known:  # it may have forgotten one
+            for image in known:
+                self._known.pop(image, None)
+            reply = await self._generate(ask, images, set())
+        if reply.status != 200:
+            raise self._refused_turn(reply, ask)
+        for image in images:
+            self._known[image] = None
+            self._known.move_to_end(image)
+        while len(self._known) > _KNOWN_IMAGES:
+            self._known.popitem(last=False)
+        try:
+            return self._sampled(reply.body, ask)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineError(
+                f"{self.url}{GENERATE} answered in an unknown form ({type(error).__name__}: {error}); vLLM 0.32 is spoken here"
+            ) from None
+
+    async def _generate(self, ask: Ask, images: Sequence[ImageHash], known: set[ImageHash]) -> Reply:
+        parts: list[dict[str, str]] = []
+        for image in images:
+            part = {"type": "image_url", "uuid": image}
+            parts.append(part if image in known else {**part, "url": await self._pictures.url(ask.store, image)})
+        body: dict[str, Any] = {
+            "token_ids": engine_ids(ask.segments, self._image_token_id),
+            "return_token_ids": True,
+            "sampling_params": {
+                "temperature": ask.temperature,
+                "top_p": ask.top_p,
+                "top_k": ask.top_k,
+                "max_tokens": ask.max_tokens,
+                "seed": seed_for(ask.seed, ask.turn),
+                "logprobs": 0,  # the sampled token's own
+                "stop_token_ids": list(ask.stop_ids),
+                "ignore_eos": True,  # the ledger's stop ids alone end a turn
+                "detokenize": False,
+                "logit_bias": {str(i): -100.0 for i in ask.banned_ids},
+            },
+        }
+        if parts:
+            body["content_parts"] = parts
+        # A session's name may hold anything, a header may not.
+        session = {"X-Session-ID": hashlib.sha256(ask.session.encode()).hexdigest()[:32]}
+        return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=self._timeout_s)
+
+    def _sampled(self, body: Any, ask: Ask) -> Sampled:
+        prompt = trainer_ids(ask.segments, self._image_token_id)
+        self._compare(prompt, body["prompt_token_ids"])
+        choice = body["choices"][0]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise EngineLost(f"{self.url} gave a turn up ({choice['finish_reason']!r})")
+        ids = tuple(int(i) for i in choice["token_ids"])
+        content = choice["logprobs"]["content"]
+        if [entry["token_id"] for entry in content] != list(ids):
+            raise EngineError(f"{self.url} gave log-probs of other ids than it sampled")
+        logprobs = tuple(float(entry["logprob"]) for entry in content)
+        if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
+            raise EngineError(
+                f"{self.url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken"
+            )
+        usage = body["usage"]
+        return Sampled(
+            ids=ids,
+            logprobs=logprobs,
+            versions=tuple(
+                VersionSpan(self._version_number(span["version"]), int(span["start"]), int(span["end"]))
+                for span in choice["weight_versions"] or [{"version": FIRST_VERSION, "start": 0, "end": len(ids)}]
+            ),
+            prompt_tokens=len(prompt),
+            cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        )
+
+    def _compare(self, ledger: Sequence[int], engine: Sequence[int]) -> None:
+        if list(ledger) == list(engine):
+            return
+        at = next((k for k, (a, b) in enumerate(zip(ledger, engine)) if a != b), min(len(ledger), len(engine)))
+        raise EngineError(
+            f"{self.url} read another prompt than the ledger's: {len(engine)} ids against {len(ledger)}, different from id"
+            f" {at} on ({list(engine[at : at + 3])!r} against {list(ledger[at : at + 3])!r}). The server must serve the same"
+            " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
+            " them)"
+        )
+
+    def _version_number(self, label: str) -> int:
+        if label == FIRST_VERSION:
+            return 0
+        if not label.isdigit():
+            raise EngineError(f"{self.url} says its weights are of version {label!r}, which agentvision did not bring")
+        return int(label)
+
+    def _refused_turn(self, reply: Reply, ask: Ask) -> Exception:
+        self._refuse_key(reply)
+        if reply.status in (404, 405, 501):
+            return EngineError(f"{self.url} has no {GENERATE}: {_EXACT_HINT}")
+        if reply.status in (408, 429) or reply.status >= 500:
+            return EngineLost(f"{self.url} could not sample a turn: {reply.problem}")
+        return ValueError(f"{self.url} refuses turn {ask.turn} of session {ask.session!r}: {reply.problem}")
+
+    def _refuse_key(self, reply: Reply) -> None:
+        if reply.status in (401, 403):
+            raise EngineError(f"{self.url} refuses the key (status {reply.status}); set the server's api_key")
+
+    # --- the trainer's side -----------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        self.held = True
+        await self._control("POST", "/pause?mode=keep")
+
+    async def resume(self) -> None:
+        self.held = False
+        await self._control("POST", "/resume")
+
+    async def start_weight_update(self) -> None:
+        self.weights, self.updating, self._torn = None, True, True
+        await self._control("POST", "/start_weight_update")
+
+    async def update_weights(self, info: Mapping[str, Any]) -> None:
+        await self._control("POST", "/update_weights", {"update_info": dict(info)})
+
+    async def finish_weight_update(self, version: int) -> None:
+        await self._control("POST", "/finish_weight_update", {"weight_version": str(version)})
+        self.weights, self.updating, self._torn = str(version), False, False
+        self.on_weights(self.weights)
+
+    async def call_worker(self, method: str, **kwargs: str) -> Sequence[Any]:
+        body = {"method": method, "kwargs": kwargs, "timeout": self._control_timeout_s}
+        reply = await self._control("POST", "/collective_rpc", body)
+        return list((reply.body or {}).get("results") or [])
+
+    async def reset_caches(self) -> None:
+        # Turns that wait hold prefixes too: they are computed again, with the new weights, when they go on.
+        reply = await self._control("POST", "/reset_prefix_cache?reset_running_requests=true")
+        if not (reply.body or {}).get("success"):
+            raise EngineError(f"{self.url} keeps its prefix cache: blocks of it are in use; pause it before the reset")
+        await self._control("POST", "/reset_mm_cache")
+        await self._control("POST", "/reset_encoder_cache")
+        self._known.clear()
+
+    async def version(self) -> str:
+        reply = await self._control("GET", "/weight_info")
+        return str(reply.body["weight_version"])
+
+    async def resume_unless_held(self) -> None:
+        """Undo a pause that nobody stands behind: a resume that was lost with a connection, or another trainer's."""
+        if not self.held and await on_network(self._is_paused(self._control_timeout_s)):
+            await self.resume()
+
+    async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+        try:
+            reply = await on_network(self._wire.call(method, path, body=body, timeout_s=self._control_timeout_s))
+            if reply.status in (404, 405):
+                raise EngineError(f"{self.url} has no {path.partition('?')[0]}: {_CONTROL_HINT}")
+            if reply.status != 200:
+                raise EngineError(f"{self.url}{path.partition('?')[0]} failed: {reply.problem}")
+        except EngineError:
+            self.updating = False  # whatever it was about, the update will not go on from here
+            raise
+        return reply
+
+    async def close(self) -> None:
+        await on_network(self._wire.close())

@@ -1,0 +1,259 @@
+"""Several vLLM servers behind one face: who gets a turn, and what becomes of the turns of one that dies.
+
+A turn goes where its session's prefix is, else where its group's is, else where the fewest turns are in flight. Work goes
+only to servers that are well *and* hold the newest weights that any of them took. One that fails a turn, dies or hangs is
+taken out, its turns in flight are given up and asked elsewhere, once for each failure: a turn is held by one connection
+at a time, and a connection that is given up is closed, so no late answer can arrive. It is taken back when it is well and
+its weights are the newest; `admit` may bring them. With nobody to ask, turns wait `patience_s` and then fail by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from agentvision.chat.network import on_network
+from agentvision.engine.endpoint import Endpoint
+from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
+from agentvision.errors import first_line
+
+Admit = Callable[[Endpoint], Awaitable[None]]
+
+
+@dataclass(eq=False)
+class _Member:
+    """One server. `serving`: turns may go to it; else `error` says why not."""
+
+    endpoint: Endpoint
+    serving: bool = False
+    error: Exception = field(default_factory=lambda: EngineLost("it has not answered yet"))
+    turns: set[asyncio.Task[Sampled]] = field(default_factory=set)
+    sessions: int = 0
+    stale: int = 0  # looks in a row at which others had newer weights
+    look_now: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(eq=False)
+class _Group:
+    """Where the rollouts of one prompt began, and how many of them there are."""
+
+    member: _Member
+    sessions: int = 0
+
+
+class Pool:
+    """An `Engine` of several servers.
+
+    Each server is looked at every `look_s`, and is lost when it does not answer a look within `answer_s`, so a hang is met
+    within their sum. `admit` is awaited with a server that is well but has other weights than the newest: it brings them,
+    or raises. It may run on another loop's time than the trainer's own sync and must take turns with it. `tries` bounds
+    how often one turn is asked.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        admit: Admit | None = None,
+        look_s: float = 5.0,
+        answer_s: float = 10.0,
+        patience_s: float = 120.0,
+        tries: int = 5,
+    ) -> None:
+        if not endpoints:
+            raise EngineError("a pool needs at least one server; name them in policy.endpoints")
+        if len({e.url for e in endpoints}) < len(endpoints):
+            raise EngineError(f"a server is named twice: {sorted(e.url for e in endpoints)!r}")
+        self.admit = admit
+        self._look_s, self._answer_s, self._patience_s, self._tries = look_s, answer_s, patience_s, tries
+        self._members = [_Member(endpoint) for endpoint in endpoints]
+        self._sessions: dict[str, tuple[_Member, str]] = {}
+        self._groups: dict[str, _Group] = {}
+        self._newest: str | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self._closed = False
+        for endpoint in endpoints:
+            endpoint.on_weights = self._weights_taken
+
+    # --- the engine's protocol --------------------------------------------------------------------------------------
+
+    async def sample(self, ask: Ask) -> Sampled:
+        """See `Engine.sample`. Raises `EngineLost`, naming every server and its last error, when nobody answers."""
+        return await on_network(self._sample(ask))
+
+    async def release(self, session: str) -> None:
+        await on_network(self._release(session))
+
+    def controls(self) -> Sequence[Endpoint]:
+        return [m.endpoint for m in self._members if m.serving]
+
+    async def ready(self) -> None:
+        """Wait for a server that serves, as the first turn would. Raises what a turn would."""
+        await on_network(self._ready())
+
+    async def close(self) -> None:
+        await on_network(self._close())
+
+    async def _close(self) -> None:
+        self._closed = True
+        for watcher in self._watchers:
+            watcher.cancel()
+        for member in self._members:
+            self._take_out(member, EngineLost("the pool is closed"))
+            await member.endpoint.close()
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    async def _sample(self, ask: Ask) -> Sampled:
+        error: Exception = EngineLost("nobody was asked")
+        failed: _Member | None = None
+        for _ in range(self._tries):
+            member = await self._choose(ask, failed)
+            newest = int(self._newest or 0)
+            turn = asyncio.create_task(member.endpoint.sample(ask))
+            member.turns.add(turn)
+            try:
+                await asyncio.wait({turn})
+            finally:
+                member.turns.discard(turn)
+                turn.cancel()  # nothing, where it is done
+            if turn.cancelled():
+                error = member.error  # it was taken out
+            elif (raised := turn.exception()) is None:
+                sampled = turn.result()
+                if all(span.version >= newest for span in sampled.versions):
+                    return sampled
+                error = EngineLost(f"{member.endpoint.url} lost its weights: it was started again")
+                self._suspect(member, error)
+            elif isinstance(raised, EngineLost):
+                error = raised
+                self._suspect(member, raised)
+            else:
+                raise raised
+            failed = member
+        raise EngineLost(
+            f"turn {ask.turn} of session {ask.session!r} was asked {self._tries} times; the last: {first_line(error)}"
+        )
+
+    async def _choose(self, ask: Ask, failed: _Member | None) -> _Member:
+        """The server for this turn, another than the one that failed it where there is one."""
+        able = await self._ready()
+        others = [m for m in able if m is not failed] or able
+        place = self._sessions.get(ask.session)
+        if place is not None and place[0] in others:
+            return place[0]
+        least = min(others, key=lambda m: (len(m.turns), m.sessions))
+        group = self._groups.get(ask.group)
+        if group is not None and group.member in others and len(group.member.turns) <= 2 * len(least.turns) + 8:
+            least = group.member
+        if place is not None:
+            self._leave(ask.session)
+        group = self._groups.setdefault(ask.group, _Group(least))
+        if group.member not in able:
+            group.member = least
+        group.sessions += 1
+        least.sessions += 1
+        self._sessions[ask.session] = (least, ask.group)
+        return least
+
+    async def _ready(self) -> list[_Member]:
+        """Servers that turns may go to, waited for."""
+        self._start()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience_s
+        while True:
+            if self._closed:
+                raise EngineLost("the pool of inference servers is closed")
+            if able := [m for m in self._members if m.serving and self._current(m)]:
+                return able
+            errors = [m.error for m in self._members]
+            hopeless = all(isinstance(e, EngineError) and not isinstance(e, EngineLost) for e in errors)
+            if hopeless or loop.time() >= until:
+                named = "; ".join(f"{m.endpoint.url}: {first_line(m.error)}" for m in self._members)
+                kind = EngineError if hopeless else EngineLost
+                raise kind(f"no inference server can be asked ({named})")
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), until - loop.time())
+
+    async def _release(self, session: str) -> None:
+        if session in self._sessions:
+            self._leave(session)
+
+    def _leave(self, session: str) -> None:
+        member, name = self._sessions.pop(session)
+        member.sessions -= 1
+        group = self._groups[name]
+        group.sessions -= 1
+        if not group.sessions:
+            del self._groups[name]
+
+    # --- servers ----------------------------------------------------------------------------------------------------
+
+    def _has_newest(self, endpoint: Endpoint) -> bool:
+        return endpoint.weights is not None and self._newest in (None, endpoint.weights)
+
+    def _current(self, member: _Member) -> bool:
+        """Whether it has the newest weights, or is about to: it takes them, and is paused meanwhile."""
+        return member.endpoint.updating or self._has_newest(member.endpoint)
+
+    def _weights_taken(self, version: str) -> None:
+        self._newest = version
+
+    def _start(self) -> None:
+        if not self._watchers and not self._closed:
+            self._watchers = [asyncio.create_task(self._watch(member)) for member in self._members]
+
+    async def _watch(self, member: _Member) -> None:
+        while True:
+            await self._look(member)
+            member.look_now.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(member.look_now.wait(), self._look_s)
+
+    async def _look(self, member: _Member) -> None:
+        member.stale = 0 if self._current(member) else member.stale + 1
+        try:
+            if member.serving and member.stale < 2:  # the others may only be quicker to take new weights
+                await member.endpoint.check(timeout_s=self._answer_s)
+            else:
+                await self._take_back(member)
+        except Exception as error:  # `admit` is others' code
+            self._take_out(member, error)
+
+    async def _take_back(self, member: _Member) -> None:
+        endpoint = member.endpoint
+        await endpoint.check(timeout_s=self._answer_s)
+        info = await endpoint.probe(timeout_s=self._answer_s)
+        if not info.exact:
+            raise EngineError(
+                "it offers chat alone and no token ids; start it with --enable-scale-out, or use a chat policy, which"
+                " cannot be trained"
+            )
+        if not self._has_newest(endpoint) and self.admit is not None and info.control:
+            await self.admit(endpoint)
+        if not self._has_newest(endpoint):
+            raise EngineLost(
+                f"its weights are of version {endpoint.weights!r} and the newest are {self._newest!r}"
+                if endpoint.weights is not None
+                else "an update of its weights was begun and not finished"
+            )
+        if info.control:
+            await endpoint.resume_unless_held()
+        member.serving, member.stale = True, 0
+        self._changed.set()
+
+    def _suspect(self, member: _Member, error: EngineLost) -> None:
+        """It failed a turn: no more of them until it has been looked at. Others that it has go on meanwhile."""
+        if member.serving:
+            member.serving, member.error = False, error
+            member.look_now.set()
+
+    def _take_out(self, member: _Member, error: Exception) -> None:
+        member.serving, member.error = False, error
+        for turn in member.turns:
+            turn.cancel()
+        self._changed.set()
