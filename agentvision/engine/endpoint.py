@@ -125,17 +125,10 @@ class Endpoint:
             raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
         # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.
         if self.info is not None and self.info.control and not self.updating:
-            await self._is_paused(timeout_s)
             reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
             if reply.status != 200:
                 raise EngineLost(f"{self.url} does not say what weights it has: {reply.problem}")
             self._weights_are(str(reply.body["weight_version"]))
-
-    async def _is_paused(self, timeout_s: float) -> bool:
-        reply = await self._wire.call("GET", "/is_paused", timeout_s=timeout_s)
-        if reply.status != 200:
-            raise EngineLost(f"{self.url} does not say whether it is paused: {reply.problem}")
-        return bool(reply.body["is_paused"])
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
@@ -291,7 +284,7 @@ class Endpoint:
 
     async def resume_unless_held(self) -> None:
         """Undo a pause that nobody stands behind: a resume that was lost with a connection, or another trainer's."""
-        if not self.held and await on_network(self._is_paused(self._control_timeout_s)):
+        if not self.held and (await self._control("GET", "/is_paused")).body["is_paused"]:
             await self.resume()
 
     async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:

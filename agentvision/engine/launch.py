@@ -1,0 +1,230 @@
+"""vLLM servers as child processes, for rollouts on GPUs of their own on this machine.
+
+Each listens on a Unix socket in a private folder: its development routes, which weights come by, call any method of the
+engine and ask for no key, so on a port every user of the machine could. Each stands under a keeper (`_keeper.py`) that ends
+all of its processes when it dies or when this process does. One that dies or does not answer is started again, a bounded
+number of times, at the same address; what weights it then has is the pool's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from agentvision.chat.network import on_network
+from agentvision.engine.types import EngineError, EngineLost
+from agentvision.engine.wire import Wire
+
+Flag: TypeAlias = str | int | float | bool | None | Mapping[str, Any] | Sequence[Any]
+
+KEEPER = Path(__file__).with_name("_keeper.py")
+MODULE = "vllm.entrypoints.openai.api_server"
+FLAGS: Mapping[str, Flag] = {
+    "served-model-name": "policy",
+    "enable-scale-out": True,
+    "enable-prompt-tokens-details": True,
+    "logprobs-mode": "processed_logprobs",
+    "generation-config": "vllm",
+    "worker-extension-cls": "agentvision.engine.worker.WeightReader",
+    "weight-transfer-config": {"backend": "agentvision"},
+}
+"""What exact rollouts and new weights need of a server."""
+
+_LOOK_S, _ANSWER_S = 1.0, 10.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """What is started: `count` servers of one model, each on the devices named for it ("0,1": CUDA_VISIBLE_DEVICES).
+
+    `flags` are vLLM's own, by name with dashes or underscores, and win over this module's: True is a bare flag, False its
+    `--no-` form, None leaves it out, a mapping or list travels as JSON. `env` is added to this process's environment.
+    Without `logs` the logs go to a temporary folder that is removed at the end.
+    """
+
+    model: str
+    count: int = 1
+    devices: tuple[str, ...] = ()
+    flags: Mapping[str, Flag] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    logs: Path | None = None
+    start_s: float = 900.0
+    """Until a server must answer."""
+    hang_s: float = 60.0
+    """A server that has answered and then does not for so long is started again."""
+    restarts: int = 3
+    """Of each server."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise EngineError(f"the number of servers must be at least 1, not {self.count!r}")
+        if self.devices and len(self.devices) != self.count:
+            raise EngineError(
+                f"{self.count} servers and devices for {len(self.devices)} ({self.devices!r}); name each server's devices,"
+                " as in ['0,1', '2,3']"
+            )
+
+    def command(self, socket: Path) -> list[str]:
+        """The command line of one server."""
+        flags = {"model": self.model, "uds": str(socket), **FLAGS}
+        flags |= {name.replace("_", "-"): value for name, value in self.flags.items()}
+        words = [sys.executable, "-m", MODULE]
+        for name, value in flags.items():
+            if value is None:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif isinstance(value, (str, int, float)):
+                words += [f"--{name}", str(value)]
+            else:
+                words += [f"--{name}", json.dumps(value)]
+        return words
+
+    def environment(self, index: int) -> dict[str, str]:
+        # A key of the surroundings would be asked of us; the socket's folder is the lock here.
+        env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
+        env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        if self.devices:
+            env["CUDA_VISIBLE_DEVICES"] = self.devices[index]
+        return env | dict(self.env)
+
+
+class _Server:
+    """One server: its process, its log, its socket."""
+
+    def __init__(self, plan: ServerPlan, index: int, folder: Path, logs: Path) -> None:
+        self._plan, self._index = plan, index
+        self._socket = folder / f"{index}.sock"
+        self.url = f"unix://{self._socket}"
+        self.log = logs / f"server-{index}.log"
+        self._wire = Wire(self.url)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def spawn(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        command = [sys.executable, "-I", str(KEEPER), *self._plan.command(self._socket)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._plan.environment(self._index),
+                start_new_session=True,  # an interrupt from the terminal is this process's to answer
+            )
+
+    async def ready(self) -> None:
+        """Wait until it answers. Raises `EngineError`, with the end of its log, when it ends or takes too long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._plan.start_s
+        while not await self._answers():
+            if (code := self._ended()) is not None:
+                raise EngineError(f"the vLLM server {self._index} ended with {code} as it started. {self._log_end()}")
+            if loop.time() > until:
+                raise EngineError(
+                    f"the vLLM server {self._index} did not answer within {self._plan.start_s:g} s. {self._log_end()}"
+                )
+            await asyncio.sleep(_LOOK_S)
+
+    async def lost(self) -> str:
+        """Wait until it has died or hung; which."""
+        loop = asyncio.get_running_loop()
+        answered = loop.time()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if (code := self._ended()) is not None:
+                return f"ended with {code}"
+            if await self._answers():
+                answered = loop.time()
+            elif loop.time() - answered > self._plan.hang_s:
+                return f"has not answered for {self._plan.hang_s:g} s"
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            process.stdin.close()  # what the keeper waits for
+            await asyncio.to_thread(process.wait)
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._wire.close()
+
+    def _ended(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    async def _answers(self) -> bool:
+        try:
+            return (await self._wire.call("GET", "/health", timeout_s=_ANSWER_S)).status == 200
+        except EngineLost:
+            return False
+
+    def _log_end(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-12:]
+        return f"The end of {str(self.log)!r}:\n" + "\n".join(line[:300] for line in lines)
+
+
+class Servers:
+    """Started by `start`, ended by `close` or with this process. `urls` are their addresses, the same after a restart."""
+
+    def __init__(self, plan: ServerPlan) -> None:
+        self.plan = plan
+        self._folder = Path(tempfile.mkdtemp(prefix="agentvision-"))  # for this user alone
+        logs = plan.logs or self._folder
+        logs.mkdir(parents=True, exist_ok=True)
+        self._servers = [_Server(plan, index, self._folder, logs) for index in range(plan.count)]
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(server.url for server in self._servers)
+
+    async def start(self) -> tuple[str, ...]:
+        """Start all and wait until all answer; their addresses. Raises `EngineError`, and then none is left."""
+        try:
+            await on_network(self._start())
+        except BaseException:
+            await self.close()
+            raise
+        return self.urls
+
+    async def _start(self) -> None:
+        for server in self._servers:
+            server.spawn()
+        await asyncio.gather(*(server.ready() for server in self._servers))
+        self._keepers = [asyncio.create_task(self._keep(server)) for server in self._servers]
+
+    async def _keep(self, server: _Server) -> None:
+        for left in reversed(range(self.plan.restarts + 1)):
+            how = await server.lost()
+            if not left:
+                _log.error("The vLLM server %s %s and is not started again; its log: %s", server.url, how, server.log)
+                return
+            _log.warning("The vLLM server %s %s; it is started again (%d left).", server.url, how, left - 1)
+            await server.stop()
+            server.spawn()
+            try:
+                await server.ready()
+            except EngineError as error:
+                _log.warning("%s", error)
+
+    async def close(self) -> None:
+        """End all of them, with all of their processes. Takes seconds."""
+        await on_network(self._close())
+
+    async def _close(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*(server.close() for server in self._servers))
+        shutil.rmtree(self._folder, ignore_errors=True)
