@@ -25,7 +25,7 @@ from agentvision.chat.network import on_network
 from agentvision.engine.types import EngineError, EngineLost
 from agentvision.engine.wire import Wire
 
-Flag: TypeAlias = str | int | float | bool | None | Mapping[str, Any] | Sequence[Any]
+Flag: TypeAlias = str | int | float | bool | Mapping[str, Any] | Sequence[Any] | None
 
 KEEPER = Path(__file__).with_name("_keeper.py")
 MODULE = "vllm.entrypoints.openai.api_server"
