@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agentvision import plugins
-from agentvision._settings import UnfitSettings, fitted
+from agentvision._settings import UnfitSettings, fitted, taken
 from agentvision.compute import VisionSpec
 from agentvision.env import FirstView, VisionEnv
 from agentvision.errors import AgentVisionError, PluginError, suggest
@@ -58,10 +58,14 @@ def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Cal
         "max_pixels": settings.max_pixels,
         "trust_remote_code": settings.trust_remote_code,
         "max_rows": recipe.policy.max_rows,
+        "placement": recipe.policy.placement,
+        "endpoints": recipe.policy.endpoints or None,
     }
-    options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
     path = model_path(str(model) if model is not None else settings.path)
     make = getattr(backend, "from_pretrained", None)
+    if "context_tokens" in taken(make or backend):
+        options["context_tokens"] = recipe.sampling.context_tokens
+    options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
     return (backend, options | {"model": path}) if make is None else (make, {"path": path, **options})
 
 

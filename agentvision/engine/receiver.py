@@ -12,6 +12,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from agentvision.engine.worker import RECEIVED, tensors_of
 
@@ -57,6 +58,10 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        for module in self.model.modules():
+            # A head that is tied to the embeddings loads nothing itself, and on a CPU it computes with a packed copy.
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Nothing is held."""

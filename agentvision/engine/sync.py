@@ -37,9 +37,14 @@ class Weights:
     rows: int
 
     @classmethod
-    def of(cls, model: nn.Module, *, version: int, dtype: torch.dtype | None = None) -> Weights:
-        """The parameters of a module, in the engine's type. Shards (FSDP) are gathered, one tensor at a time."""
-        tensors = tuple(_unique(model, dtype))
+    def of(cls, model: nn.Module, *, version: int, dtype: torch.dtype | None = None, copy: bool = False) -> Weights:
+        """The parameters of a module, in the engine's type. Shards (FSDP) are gathered, one tensor at a time.
+
+        With `copy` they are this object's own, in the host's memory; else they change when the module does.
+        """
+        tensors = tuple(
+            (n, torch.empty_like(t, device="cpu").copy_(t) if copy else t) for n, t in _unique(model, dtype)
+        )
         return cls(version, tensors, {n: tensor_digest(t) for n, t in tensors}, rows_digest(t for _, t in tensors))
 
     @property

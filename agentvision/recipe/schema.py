@@ -62,6 +62,11 @@ class Policy(Section):
 
     backend: Name = "transformers"
     """A policy plug-in."""
+    placement: Literal["colocate", "separate", "server"] | None = None
+    """Where an engine of its own runs: in the training process, in servers started beside it, or at `endpoints`. None: the
+    backend's choice."""
+    endpoints: tuple[Name, ...] = ()
+    """Addresses of running servers (`http://host:8000`), for `placement: server`."""
     max_rows: PositiveInt | None = None
     """Sequences decoded together at most. None: the backend's choice."""
     concurrency: PositiveInt | None = None

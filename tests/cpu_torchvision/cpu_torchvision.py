@@ -20,7 +20,7 @@ class _Declare(importlib.abc.MetaPathFinder):
             _Declare.library = torch.library.Library("torchvision", "FRAGMENT")
             for name in ("nms", "qnms"):
                 _Declare.library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return None
+        return
 
 
 sys.meta_path.insert(0, _Declare())

@@ -1,0 +1,288 @@
+"""A policy that samples with vLLM: exact ids and log-probs from an engine with weights of its own, so it can be trained.
+
+`placement` says where the engine is: `colocate` in this process, on the trainer's device; `separate` in servers that are
+started here, on devices of their own; `server` at addresses that are given. All three take the ledger's ids, and an image
+once by its hash. The trainer changes `model`; `weights_changed` brings the engine to it and returns when that is proven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import distributed, nn
+
+from agentvision._workers import run_sync
+from agentvision.chat.network import on_network
+from agentvision.engine.endpoint import Endpoint
+from agentvision.engine.in_process import EngineSettings, InProcessEngine
+from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.pool import Pool
+from agentvision.engine.sync import Sync, Weights
+from agentvision.engine.types import Ask, Control, Engine, SyncError
+from agentvision.errors import PluginError
+from agentvision.policies.transformers import Attention, load_model
+from agentvision.policy import Completion, Request
+from agentvision.seeds import seed_for
+from agentvision.tokens import Codec
+
+Placement = Literal["colocate", "separate", "server"]
+_TRIES = 2
+"""A sync that fails is tried once more; a fault that stays stops the run."""
+
+
+class VLLMPolicy:
+    """Turns sampled by an `Engine`. `model` is the trainer's module, loaded when it is first asked for.
+
+    `samples_dtype` is the engine's type of weights, where it is not the model's. `servers` were started for this policy
+    and end with it.
+    """
+
+    trainable = True
+
+    def __init__(
+        self,
+        engine: Engine,
+        codec: Codec,
+        *,
+        load: Any = None,
+        samples_dtype: torch.dtype | None = None,
+        servers: Servers | None = None,
+    ) -> None:
+        self.engine = engine
+        self.codec: Codec | None = codec
+        self.vision_frozen = False
+        self.syncs_failed = 0
+        """Syncs whose proof did not hold, and that were made again."""
+        self._codec = codec
+        self._load = load
+        self._model: nn.Module | None = None
+        self._samples_dtype = samples_dtype
+        self._servers = servers
+        self._sync = Sync(same_process=isinstance(engine, InProcessEngine))
+        self._version = 0
+        self._current: Weights | None = None
+        self._syncing = asyncio.Lock()
+        if isinstance(engine, Pool):
+            engine.admit = self._admit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        placement: Placement = "colocate",
+        endpoints: Sequence[str] = (),
+        dtype: str = "auto",
+        device: str = "auto",
+        attn: Attention = "auto",
+        revision: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        trust_remote_code: bool = False,
+        context_tokens: Annotated[int, Field(ge=1)] = 8192,
+        max_rows: Annotated[int, Field(ge=1)] = 256,
+        max_images: Annotated[int, Field(ge=1)] = 16,
+        compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+        memory_share: Annotated[float, Field(gt=0, le=1)] = 0.5,
+        kv_cache_mib: Annotated[int, Field(ge=1)] | None = None,
+        sleep: bool = True,
+        servers: Annotated[int, Field(ge=1)] = 1,
+        devices: Sequence[str] = (),
+        api_key_env: str | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> VLLMPolicy:
+        """What a recipe may set. `engine` are further arguments of vLLM's own, by its names (`tensor_parallel_size: 2`).
+
+        `compute_dtype` is the engine's type of weights; `memory_share` its share of a GPU and `kv_cache_mib` the memory of
+        keys and values (a CPU needs one: 256 by default). `sleep`: a colocated engine on a GPU gives its memory up while
+        the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
+        environment variable that holds the servers' key. Raises `ModelError` and `PluginError`.
+        """
+        _check(placement, endpoints)
+        codec = Codec.from_pretrained(
+            path,
+            revision=revision,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            trust_remote_code=trust_remote_code,
+        )
+        settings = EngineSettings(
+            path=str(path),
+            revision=revision,
+            dtype=compute_dtype or dtype,
+            device=device,
+            context_tokens=context_tokens,
+            max_rows=max_rows,
+            max_images=max_images,
+            memory_share=memory_share,
+            kv_cache_bytes=None if kv_cache_mib is None else kv_cache_mib << 20,
+            trust_remote_code=trust_remote_code,
+            sleeps=sleep,
+            more=engine or {},
+        )
+        started: Servers | None = None
+        made: Engine
+        if placement == "colocate":
+            made = InProcessEngine(settings, codec)
+        else:
+            if placement == "separate":
+                started, endpoints = _start(settings, servers, devices)
+            made = Pool([_endpoint(url, codec, api_key_env) for url in endpoints])
+
+        def load() -> nn.Module:
+            return load_model(
+                path, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
+            )
+
+        kept = getattr(torch, compute_dtype) if compute_dtype else None
+        return cls(made, codec, load=load, samples_dtype=kept, servers=started)
+
+    @property
+    def model(self) -> nn.Module:
+        """The trainer's module; the engine has a copy of its own."""
+        if self._model is None:
+            if self._load is None:
+                raise PluginError("this policy was made without a module to train")
+            self._model = self._load()
+        return self._model
+
+    @property
+    def version(self) -> int:
+        """Of the weights that the engine was last proven to have."""
+        return self._version
+
+    async def complete(self, request: Request) -> Completion:
+        """Sample one turn. Raises `ValueError` for an impossible request, `EngineError` when the engine cannot."""
+        sampling = request.sampling
+        sampled = await self.engine.sample(
+            Ask(
+                session=request.session,
+                group=request.group,
+                turn=request.turn,
+                segments=request.segments,
+                store=request.store,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                seed=seed_for(sampling.seed, request.turn),
+                stop_ids=self._codec.stop_ids,
+                banned_ids=self._codec.banned_ids,
+            )
+        )
+        reused = sampled.cached_tokens
+        return Completion(
+            text=self._codec.decode(sampled.ids),
+            ids=sampled.ids,
+            logprobs=sampled.logprobs,
+            ended=sampled.ids[-1] in self._codec.stop_ids,
+            versions=sampled.versions,
+            usage={
+                "prompt_tokens": sampled.prompt_tokens,
+                "prefilled_tokens": sampled.prompt_tokens - reused,
+                "reused_tokens": reused,
+            },
+        )
+
+    async def release(self, session: str) -> None:
+        await self.engine.release(session)
+
+    async def weights_changed(self, version: int) -> None:
+        """Bring the engine to the module's weights. Raises `SyncError` when that cannot be proven, and keeps the version.
+
+        Of several servers one must succeed; the others get no turns until they have these weights too.
+        """
+        pooled = isinstance(self.engine, Pool)
+        # Servers may need the weights again later, when the trainer has moved on: theirs are a copy.
+        weights = Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=pooled)
+        if pooled and _rank() == 0:
+            await on_network(self._bring(weights))
+        elif not pooled:
+            for control in self.engine.controls():
+                await self._send(weights, control)
+        if _ranks() > 1:
+            await asyncio.to_thread(distributed.barrier)
+        self._version = version
+
+    async def _bring(self, weights: Weights) -> None:
+        """All servers that serve; on the network's loop, where those that come back are brought to them too."""
+        if isinstance(self.engine, Pool):
+            await self.engine.ready()
+        async with self._syncing:
+            controls = self.engine.controls()
+            results = await asyncio.gather(*(self._send(weights, c) for c in controls), return_exceptions=True)
+            errors = [r for r in results if isinstance(r, BaseException)]
+            if len(errors) == len(results):
+                raise (
+                    errors[0] if errors else SyncError(f"version {weights.version}: there is no server to bring it to")
+                )
+            self._current = weights
+
+    async def _send(self, weights: Weights, control: Control) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                await self._sync.send(weights, control)
+                break
+            except SyncError:
+                self.syncs_failed += 1
+                if not left:
+                    raise
+
+    async def _admit(self, endpoint: Endpoint) -> None:
+        """A server that comes back gets the weights that the others have."""
+        async with self._syncing:
+            if self._current is not None:
+                await self._send(self._current, endpoint)
+
+    async def close(self) -> None:
+        """End the engine, and the servers that were started for it."""
+        await self.engine.close()
+        if self._servers is not None:
+            await self._servers.close()
+
+
+def _check(placement: Placement, endpoints: Sequence[str]) -> None:
+    if placement == "server" and not endpoints:
+        raise PluginError("policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers")
+    if placement != "server" and endpoints:
+        raise PluginError(f"policy.endpoints belongs to policy.placement 'server', and the placement is {placement!r}")
+    if placement == "colocate" and _ranks() > 1:
+        raise PluginError(
+            f"policy.placement 'colocate' has its engine in the one training process, and there are {_ranks()}; "
+            "take 'separate' (servers on GPUs of their own) or 'server'"
+        )
+
+
+def _endpoint(url: str, codec: Codec, api_key_env: str | None) -> Endpoint:
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise PluginError(f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set")
+    return Endpoint(url, codec=codec, api_key=os.environ[api_key_env] if api_key_env else None)
+
+
+def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tuple[Servers | None, Sequence[str]]:
+    """Start servers, on the first rank; their addresses, on all."""
+    servers: Servers | None = None
+    urls: list[Any] = [()]
+    if _rank() == 0:
+        plan = ServerPlan(
+            settings.path, count=count, devices=tuple(devices), flags=settings.flags(), env=settings.environment()
+        )
+        servers = Servers(plan)
+        urls = [run_sync(servers.start)]
+    if _ranks() > 1:
+        distributed.broadcast_object_list(urls)
+    return servers, urls[0]
+
+
+def _ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _ranks() > 1 else 0
