@@ -2,12 +2,15 @@
 
 A turn goes out as the ledger's engine stream, with images by hash; an image's pixels travel with it until the server has
 answered once, and again when it says that it has forgotten them. What comes back is held against the ledger: the prompt as
-the server expanded it must be the trainer's stream, id by id. Calls may come from any event loop. Closing the connection is
-how a turn is given up: the server then stops sampling it.
+the server expanded it must be the trainer's stream, id by id. A pause ends the turns in flight at the server, which says what
+it has of them; they wait here and go on from there, after a resume. (vLLM's own way to keep them does not survive that its
+caches are reset: the images of a turn that was found in the prefix cache are gone, and with them the engine.) Calls may come
+from any event loop. Closing the connection is how a turn is given up: the server then stops sampling it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections import OrderedDict
@@ -20,7 +23,7 @@ from agentvision.engine.pictures import Pictures
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled, VersionSpan
 from agentvision.engine.wire import Reply, Wire
 from agentvision.seeds import seed_for
-from agentvision.tokens import engine_ids, trainer_ids
+from agentvision.tokens import engine_ids, token_count, trainer_ids
 from agentvision.types import ImageHash, ImageSegment
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ FIRST_VERSION = "default"
 _KNOWN_IMAGES = 1 << 16
 _IMPOSSIBLE_LOGPROB = -9999.0
 """What vLLM writes for NaN and minus infinity."""
+_RESET_TRIES, _RESET_S = 20, 0.1
 _EXACT_HINT = (
     "start the server with --enable-scale-out; without it only chat is offered, and nothing can be trained on that"
 )
@@ -51,6 +55,17 @@ class EndpointInfo:
     max_model_len: int | None
     exact: bool
     control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one request said of a turn; `aborted`: a pause ended it."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    cached_tokens: int
+    aborted: bool
 
 
 class Endpoint:
@@ -81,7 +96,9 @@ class Endpoint:
         self.weights: str | None = None
         self.updating = False
         self._torn = False  # an update was begun and is not finished
-        self.held = False
+        self._going = asyncio.Event()  # cleared while the trainer has it paused
+        self._going.set()
+        self._pauses = 0
         self.on_weights: Callable[[str], None] = lambda version: None
         """Called when the server has taken weights of this version."""
 
@@ -137,13 +154,38 @@ class Endpoint:
         return await on_network(self._sample(ask))
 
     async def _sample(self, ask: Ask) -> Sampled:
+        said: list[_Part] = []
+        while True:
+            await self._going.wait()
+            pauses = self._pauses
+            part = await self._sample_part(ask, tuple(i for p in said for i in p.ids))
+            said.append(part)
+            ids = tuple(i for p in said for i in p.ids)
+            if not part.aborted or len(ids) == ask.max_tokens or (ids[-1:] and ids[-1] in ask.stop_ids):
+                break
+            if pauses == self._pauses:
+                raise EngineLost(f"{self.url} gave a turn up, and nobody paused it")
+        starts = [sum(len(p.ids) for p in said[:k]) for k in range(len(said))]
+        return Sampled(
+            ids=ids,
+            logprobs=tuple(x for p in said for x in p.logprobs),
+            versions=tuple(
+                VersionSpan(s.version, start + s.start, start + s.end)
+                for start, p in zip(starts, said)
+                for s in p.versions
+            ),
+            prompt_tokens=token_count(ask.segments),
+            cached_tokens=said[0].cached_tokens,
+        )
+
+    async def _sample_part(self, ask: Ask, said: tuple[int, ...]) -> _Part:
         images = [s.image for s in ask.segments if isinstance(s, ImageSegment)]
         known = {image for image in images if image in self._known}
-        reply = await self._generate(ask, images, known)
+        reply = await self._generate(ask, said, images, known)
         if reply.status == 400 and known:  # it may have forgotten one
             for image in known:
                 self._known.pop(image, None)
-            reply = await self._generate(ask, images, set())
+            reply = await self._generate(ask, said, images, set())
         if reply.status != 200:
             raise self._refused_turn(reply, ask)
         for image in images:
@@ -152,26 +194,29 @@ class Endpoint:
         while len(self._known) > _KNOWN_IMAGES:
             self._known.popitem(last=False)
         try:
-            return self._sampled(reply.body, ask)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            return self._part(reply.body, [*trainer_ids(ask.segments, self._image_token_id), *said])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise EngineError(
                 f"{self.url}{GENERATE} answered in an unknown form ({type(error).__name__}: {error}); vLLM 0.32 is spoken here"
             ) from None
 
-    async def _generate(self, ask: Ask, images: Sequence[ImageHash], known: set[ImageHash]) -> Reply:
+    async def _generate(
+        self, ask: Ask, said: tuple[int, ...], images: Sequence[ImageHash], known: set[ImageHash]
+    ) -> Reply:
         parts: list[dict[str, str]] = []
         for image in images:
             part = {"type": "image_url", "uuid": image}
             parts.append(part if image in known else {**part, "url": await self._pictures.url(ask.store, image)})
         body: dict[str, Any] = {
-            "token_ids": engine_ids(ask.segments, self._image_token_id),
+            "token_ids": [*engine_ids(ask.segments, self._image_token_id), *said],
             "return_token_ids": True,
             "sampling_params": {
                 "temperature": ask.temperature,
                 "top_p": ask.top_p,
                 "top_k": ask.top_k,
-                "max_tokens": ask.max_tokens,
-                "seed": seed_for(ask.seed, ask.turn),
+                "max_tokens": ask.max_tokens - len(said),
+                # What goes on after a pause must not draw again what the turn began with.
+                "seed": seed_for(ask.seed, ask.turn, len(said)) if said else seed_for(ask.seed, ask.turn),
                 "logprobs": 0,  # the sampled token's own
                 "stop_token_ids": list(ask.stop_ids),
                 "ignore_eos": True,  # the ledger's stop ids alone end a turn
@@ -185,14 +230,14 @@ class Endpoint:
         session = {"X-Session-ID": hashlib.sha256(ask.session.encode()).hexdigest()[:32]}
         return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=self._timeout_s)
 
-    def _sampled(self, body: Any, ask: Ask) -> Sampled:
-        prompt = trainer_ids(ask.segments, self._image_token_id)
+    def _part(self, body: Any, prompt: Sequence[int]) -> _Part:
         self._compare(prompt, body["prompt_token_ids"])
         choice = body["choices"][0]
-        if choice["finish_reason"] not in ("stop", "length"):
-            raise EngineLost(f"{self.url} gave a turn up ({choice['finish_reason']!r})")
-        ids = tuple(int(i) for i in choice["token_ids"])
-        content = choice["logprobs"]["content"]
+        ended = choice["finish_reason"]
+        if ended not in ("stop", "length", "abort"):
+            raise EngineLost(f"{self.url} gave a turn up ({ended!r})")
+        ids = tuple(int(i) for i in choice["token_ids"] or ())
+        content = (choice["logprobs"] or {}).get("content") or []
         if [entry["token_id"] for entry in content] != list(ids):
             raise EngineError(f"{self.url} gave log-probs of other ids than it sampled")
         logprobs = tuple(float(entry["logprob"]) for entry in content)
@@ -200,16 +245,15 @@ class Endpoint:
             raise EngineError(
                 f"{self.url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken"
             )
-        usage = body["usage"]
-        return Sampled(
+        spans = choice["weight_versions"] or ([{"version": FIRST_VERSION, "start": 0, "end": len(ids)}] if ids else [])
+        return _Part(
             ids=ids,
             logprobs=logprobs,
             versions=tuple(
-                VersionSpan(self._version_number(span["version"]), int(span["start"]), int(span["end"]))
-                for span in choice["weight_versions"] or [{"version": FIRST_VERSION, "start": 0, "end": len(ids)}]
+                VersionSpan(self._version_number(s["version"]), int(s["start"]), int(s["end"])) for s in spans
             ),
-            prompt_tokens=len(prompt),
-            cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+            cached_tokens=int((body["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+            aborted=ended == "abort",
         )
 
     def _compare(self, ledger: Sequence[int], engine: Sequence[int]) -> None:
@@ -244,13 +288,27 @@ class Endpoint:
 
     # --- the trainer's side -----------------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> bool:
+        return not self._going.is_set()
+
     async def pause(self) -> None:
-        self.held = True
-        await self._control("POST", "/pause?mode=keep")
+        await on_network(self._pause())
+
+    async def _pause(self) -> None:
+        self._going.clear()
+        self._pauses += 1
+        await self._control("POST", "/pause?mode=abort&clear_cache=false")
 
     async def resume(self) -> None:
-        self.held = False
-        await self._control("POST", "/resume")
+        await on_network(self._resume())
+
+    async def _resume(self) -> None:
+        # Turns go on when the server does. One that cannot be resumed gives them up to another.
+        try:
+            await self._control("POST", "/resume")
+        finally:
+            self._going.set()
 
     async def start_weight_update(self) -> None:
         self.weights, self.updating, self._torn = None, True, True
@@ -270,10 +328,12 @@ class Endpoint:
         return list((reply.body or {}).get("results") or [])
 
     async def reset_caches(self) -> None:
-        # Turns that wait hold prefixes too: they are computed again, with the new weights, when they go on.
-        reply = await self._control("POST", "/reset_prefix_cache?reset_running_requests=true")
-        if not (reply.body or {}).get("success"):
-            raise EngineError(f"{self.url} keeps its prefix cache: blocks of it are in use; pause it before the reset")
+        for _ in range(_RESET_TRIES):
+            if ((await self._control("POST", "/reset_prefix_cache")).body or {}).get("success"):
+                break
+            await asyncio.sleep(_RESET_S)  # a turn that a pause ended may not have let go yet
+        else:
+            raise EngineError(f"{self.url} keeps its prefix cache: turns are being sampled; pause it before the reset")
         await self._control("POST", "/reset_mm_cache")
         await self._control("POST", "/reset_encoder_cache")
         self._known.clear()

@@ -221,17 +221,46 @@ async def test_new_weights_come_in_steps_and_their_version_with_them(codec, serv
     await endpoint.resume()
     assert await endpoint.version() == "3" == endpoint.weights
     assert [call for call, _ in server.calls] == [
-        "/pause?mode=keep",
+        "/pause?mode=abort&clear_cache=false",
         "/start_weight_update",
         "/update_weights",
         "/finish_weight_update",
-        "/reset_prefix_cache?reset_running_requests=true",
+        "/reset_prefix_cache",
         "/reset_mm_cache",
         "/reset_encoder_cache",
         "/collective_rpc",
         "/resume",
     ]
     assert (await endpoint.sample(ask_of(Talk(codec)))).versions[0].version == 3
+
+
+async def test_a_turn_waits_out_a_pause_and_goes_on_from_what_it_has_said(codec, serve, endpoint_of):
+    server = serve(latency_s=lambda turn: 0.3)
+    endpoint, talk = endpoint_of(server), Talk(codec, images=[picture(1)])
+    asked = asyncio.create_task(endpoint.sample(ask_of(talk, max_tokens=40)))
+    while not server.turns:
+        await asyncio.sleep(0.01)
+    await endpoint.pause()
+    late = asyncio.create_task(endpoint.sample(ask_of(talk, session="late")))
+    await endpoint.start_weight_update()
+    await endpoint.finish_weight_update(1)
+    await endpoint.reset_caches()
+    await asyncio.sleep(0.4)
+    assert len(server.turns) == 1 and not asked.done() and not late.done()
+    await endpoint.resume()
+    sampled = await asked
+    await late
+    first = server.turns[0]
+    rest = next(turn for turn in server.turns if len(turn.prompt) > len(first.prompt))
+    begun = rest.prompt[len(first.prompt) :]
+    seeds = [turn.body["sampling_params"]["seed"] for turn in (first, rest)]
+    whole = said(first.prompt, seeds[0], codec.stop_ids[0])
+    assert list(begun) == whole[: len(whole) // 2]
+    assert list(sampled.ids) == [*begun, *said(rest.prompt, seeds[1], codec.stop_ids[0])]
+    assert rest.body["sampling_params"]["max_tokens"] == 40 - len(begun) and seeds[0] != seeds[1]
+    spans = [(s.version, s.start, s.end) for s in sampled.versions]
+    assert spans == [(0, 0, len(begun)), (1, len(begun), len(sampled.ids))]
+    assert sampled.prompt_tokens == token_count(talk.segments)
 
 
 async def test_a_torn_update_leaves_weights_of_no_version_whatever_the_server_says(codec, serve, endpoint_of):

@@ -67,6 +67,7 @@ class VllmServer:
     """Of the trainer's side: route and body."""
     version: str = "default"
     paused: bool = False
+    _pauses: int = 0
     _images: dict[str, int] = field(default_factory=dict)
     _connections: set[asyncio.StreamWriter] = field(default_factory=set)
     _going: asyncio.Event = field(init=False)
@@ -203,7 +204,7 @@ class VllmServer:
             case "GET", "/is_paused":
                 return 200, {"is_paused": self.paused}
             case "POST", "/pause":
-                self.paused = True
+                self.paused, self._pauses = True, self._pauses + 1
             case "POST", "/resume":
                 self.paused = False
             case "POST", "/start_weight_update" | "/update_weights":
@@ -243,9 +244,10 @@ class VllmServer:
         if fault == "hang":
             await asyncio.Event().wait()
         await self._engine_going.wait()
-        await asyncio.sleep(self.latency_s(turn))
-        while self.paused:
+        while self.paused:  # what comes while it is paused waits
             await asyncio.sleep(0.005)
+        pauses = self._pauses
+        await asyncio.sleep(self.latency_s(turn))
         if fault == "reset":
             return 200, "reset"
         if fault == "garbage":
@@ -255,7 +257,10 @@ class VllmServer:
         rest = iter(counts)
         prompt = [i for t in turn.prompt for i in ([t] * next(rest) if t == self.image_token_id else [t])]
         ids = said(turn.prompt, turn.body["sampling_params"]["seed"], self.stop_id)
+        if self._pauses > pauses or fault == "abort":  # a pause ends what is in flight, and says what there is of it
+            ids, fault = ids[: len(ids) // 2], "abort"
         turn.answer = next(_serial)
+        spans = [{"version": self.version, "start": 0, "end": len(ids)}] if ids else None
         logprob = -9999.0 if fault == "nan" else -1.0 - turn.answer * 2.0**-20
         content = [{"token_id": i, "logprob": logprob, "rank": 1, "top_logprobs": []} for i in ids]
         return 200, {
@@ -267,7 +272,7 @@ class VllmServer:
                     "finish_reason": "abort" if fault == "abort" else "stop",
                     "token_ids": ids,
                     "logprobs": {"content": content},
-                    "weight_versions": [{"version": self.version, "start": 0, "end": len(ids)}],
+                    "weight_versions": spans,
                 }
             ],
         }

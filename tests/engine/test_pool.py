@@ -1,0 +1,315 @@
+"""Several servers as one: who gets a turn, and that no turn is lost or doubled when servers die, hang and come back."""
+
+import asyncio
+import random
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agentvision.engine.endpoint import Endpoint
+from agentvision.engine.pool import Pool
+from agentvision.engine.types import EngineError, EngineLost
+from agentvision.types import Message, TextSegment
+
+from ..policies.policy_cases import Talk, picture
+from .asks import ask_of
+from .vllm_server import answer_of
+
+
+@asynccontextmanager
+async def pool_of(codec, *servers, timeout_s=30.0, **options):
+    options = {"look_s": 0.05, "answer_s": 1.0, "patience_s": 30.0} | options
+    pool = Pool([Endpoint(server.url, codec=codec, timeout_s=timeout_s) for server in servers], **options)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def until(condition, *, within_s=20.0):
+    stop = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < stop, "it did not come to pass"
+        await asyncio.sleep(0.01)
+
+
+def talks_of(codec, count, **options):
+    return [
+        Talk(codec, session=f"{k}/0", group=str(k), question=f"What is {k}?", seed=k, **options) for k in range(count)
+    ]
+
+
+async def episode(pool, talk, turns, heard, images=False):
+    """A rollout whose every turn appends what was said, as the agent loop does."""
+    for turn in range(turns):
+        sampled = await pool.sample(ask_of(talk, turn=turn))
+        heard.append((talk.session, turn, answer_of(sampled.logprobs), talk.segments, sampled.ids))
+        talk.messages += (Message("assistant", ("…",)),)
+        talk.segments += (TextSegment(sampled.ids, sampled=True, logprobs=sampled.logprobs),)
+        if turn + 1 < turns:
+            talk.reply(image=picture(turn, 32, 32) if images else None)
+    await pool.release(talk.session)
+
+
+# --- who gets a turn ------------------------------------------------------------------------------------------------
+
+
+async def test_turns_go_where_the_fewest_are_in_flight(codec, serve):
+    servers = [serve(latency_s=lambda turn: 0.3) for _ in range(3)]
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 3)
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 12)))
+    assert [len(server.turns) for server in servers] == [4, 4, 4]
+
+
+async def until_serving(pool, count):
+    await pool.ready()
+    await until(lambda: len(pool.controls()) == count)
+
+
+async def test_a_session_stays_and_a_group_stays_together_unless_that_is_much_busier(codec, serve):
+    servers = [serve(latency_s=lambda turn: 0.2) for _ in range(2)]
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 2)
+        heard = []
+        few = [Talk(codec, session=f"a/{k}", group="a", seed=k) for k in range(6)]
+        await asyncio.gather(*(episode(pool, talk, 3, heard) for talk in few))
+        assert sorted(len(server.turns) for server in servers) == [0, 18]
+        many = [Talk(codec, session=f"b/{k}", group="b", seed=k) for k in range(40)]
+        await asyncio.gather(*(episode(pool, talk, 2, heard) for talk in many))
+        for talk in many:
+            mine = [s for _, _, number, *_ in [h for h in heard if h[0] == talk.session] for s in servers
+                    if any(turn.answer == number for turn in s.turns)]  # fmt: skip
+            assert len(set(map(id, mine))) == 1
+        assert min(len(server.turns) for server in servers) >= 20
+        assert pool._sessions == {} == pool._groups and {m.sessions for m in pool._members} == {0}
+
+
+# --- no turn lost, none doubled -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_servers_that_die_hang_and_err_at_random_lose_no_turn_and_double_none(codec, serve, seed):
+    """Each turn is answered once, by one answer to this very prompt, and asked again only for a failure that it met."""
+    draw = random.Random(seed)
+    flaky = random.Random(seed + 100)
+    servers = [
+        serve(
+            fault=lambda turn: flaky.choice(["500", "reset", "abort"]) if flaky.random() < 0.03 else None,
+            latency_s=lambda turn: flaky.uniform(0.0, 0.08),
+        )
+        for _ in range(3)
+    ]
+    heard = []
+    async with pool_of(codec, *servers, answer_s=0.4, tries=30) as pool:
+        talks = talks_of(codec, 24, images=[picture(seed, 32, 32)])
+        episodes = asyncio.gather(*(episode(pool, talk, 8, heard, images=True) for talk in talks))
+        points = 0
+        while not episodes.done() and points < 20:
+            server = draw.choice(servers)
+            how = draw.choice(["die", "hang", "hang_engine"])
+            await asyncio.to_thread(getattr(server, how))
+            points += 1
+            await asyncio.sleep(draw.uniform(0.05, 0.7))
+            await asyncio.to_thread(server.go_on)  # what hung answers late
+            if how == "die":
+                await asyncio.to_thread(server.start)
+        await episodes
+    assert points >= 8
+    assert {(session, turn) for session, turn, *_ in heard} == {(t.session, k) for t in talks for k in range(8)}
+    assert len(heard) == 24 * 8
+    answers = {turn.answer: turn for server in servers for turn in server.turns if turn.answer is not None}
+    for _, _, number, segments, ids in heard:
+        prompt = tuple(i for s in segments for i in (s.ids if isinstance(s, TextSegment) else [codec.image_token_id]))
+        assert answers[number].prompt == prompt and len(ids) > 0
+    assert len({number for _, _, number, *_ in heard}) == len(heard)
+
+
+async def test_a_turn_is_with_one_server_at_a_time(codec, serve):
+    """It is asked again when the first has failed, and by then the first's connection is closed."""
+    first, second = serve(fault=lambda turn: "hang"), serve(latency_s=lambda turn: 0.2)
+    async with pool_of(codec, first, second, timeout_s=0.5) as pool:
+        await pool.ready()
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 8)))
+        assert first.turns, "the hung one was asked too"
+        await until(lambda: all(turn.left for turn in first.turns))
+        for turn in first.turns:
+            again = [t for t in second.turns if t.prompt == turn.prompt]
+            assert len(again) == 1 and again[0].began > turn.began + 0.45
+
+
+async def test_turns_of_a_server_that_hangs_are_asked_elsewhere_long_before_their_own_deadline(codec, serve):
+    servers = [serve(latency_s=lambda turn: 0.1) for _ in range(2)]
+    async with pool_of(codec, *servers, timeout_s=600.0, answer_s=0.3) as pool:
+        await until_serving(pool, 2)
+        await asyncio.to_thread(servers[0].hang)
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 8)))
+        assert [control.url for control in pool.controls()] == [servers[1].url]
+        await asyncio.to_thread(servers[0].go_on)
+        await until(lambda: len(pool.controls()) == 2)
+
+
+async def test_a_request_that_is_impossible_is_asked_once(codec, serve):
+    servers = [serve(fault=lambda turn: "400") for _ in range(2)]
+    async with pool_of(codec, *servers) as pool:
+        with pytest.raises(ValueError, match="status 400"):
+            await pool.sample(ask_of(Talk(codec)))
+    assert sum(len(server.turns) for server in servers) == 1
+
+
+async def test_a_turn_that_fails_wherever_it_is_asked_ends(codec, serve):
+    servers = [serve(fault=lambda turn: "500") for _ in range(2)]
+    async with pool_of(codec, *servers, tries=3) as pool:
+        with pytest.raises(EngineLost, match=r"was asked 3 times; the last: .*status 500: fault 500"):
+            await pool.sample(ask_of(Talk(codec)))
+    assert sum(len(server.turns) for server in servers) == 3
+
+
+async def test_leaving_a_turn_leaves_the_server_too(codec, serve):
+    server = serve(fault=lambda turn: "hang")
+    async with pool_of(codec, server) as pool:
+        asked = asyncio.create_task(pool.sample(ask_of(Talk(codec))))
+        await until(lambda: server.turns)
+        asked.cancel()
+        await until(lambda: server.turns[0].left)
+        assert not pool._members[0].turns
+
+
+# --- nobody there ---------------------------------------------------------------------------------------------------
+
+
+async def test_with_nobody_there_turns_wait_and_then_fail_by_name(codec, serve):
+    servers = [serve(), serve()]
+    for server in servers:
+        server.die()
+    async with pool_of(codec, *servers, patience_s=0.4) as pool:
+        with pytest.raises(EngineLost) as caught:
+            await pool.sample(ask_of(Talk(codec)))
+        for server in servers:
+            assert f"{server.url}: {server.url} cannot be asked: ConnectError" in str(caught.value)
+    async with pool_of(codec, *servers) as pool:
+        asked = asyncio.create_task(pool.sample(ask_of(Talk(codec))))
+        await asyncio.sleep(0.2)
+        assert not asked.done()
+        await asyncio.to_thread(servers[1].start)
+        assert (await asked).ids
+
+
+@pytest.mark.parametrize(("options", "says"), [({"api_key": "k"}, "refuses the key"), ({"exact": False}, "chat alone")])
+async def test_what_no_waiting_mends_is_said_at_once(codec, serve, options, says):
+    async with pool_of(codec, serve(**options), patience_s=600) as pool:
+        with pytest.raises(EngineError, match=says) as caught:
+            await pool.sample(ask_of(Talk(codec)))
+        assert not isinstance(caught.value, EngineLost)
+
+
+async def test_a_closed_pool_says_so_to_those_who_wait(codec, serve):
+    server = serve(fault=lambda turn: "hang")
+    async with pool_of(codec, server) as pool:
+        asked = asyncio.create_task(pool.sample(ask_of(Talk(codec))))
+        await until(lambda: server.turns)
+    with pytest.raises(EngineLost, match="closed"):
+        await asked
+
+
+def test_a_pool_serves_one_event_loop_after_another(codec, serve):
+    pool = Pool([Endpoint(serve().url, codec=codec)])
+    for seed in range(2):
+        asyncio.run(pool.sample(ask_of(Talk(codec), seed=seed)))
+    asyncio.run(pool.close())
+
+
+@pytest.mark.parametrize("urls", [[], ["http://a:1", "http://a:1/v1"]])
+def test_no_server_and_one_named_twice_are_refused(codec, urls):
+    with pytest.raises(EngineError):
+        Pool([Endpoint(url, codec=codec) for url in urls])
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+async def bring(endpoint, version):
+    await endpoint.pause()
+    await endpoint.start_weight_update()
+    await endpoint.update_weights({})
+    await endpoint.finish_weight_update(version)
+    await endpoint.reset_caches()
+    await endpoint.resume()
+
+
+async def test_one_that_was_started_again_gets_no_turn_before_it_has_the_newest_weights(codec, serve):
+    servers = [serve(), serve()]
+    admitted, gate = [], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def admit(endpoint):
+        admitted.append(endpoint.url)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(gate.wait(), loop))
+        await bring(endpoint, 7)
+
+    async with pool_of(codec, *servers, admit=admit) as pool:
+        await until_serving(pool, 2)
+        await asyncio.gather(*(bring(control, 7) for control in pool.controls()))
+        servers[0].die()
+        servers[0].start()
+        await until(lambda: admitted)
+        before = len(servers[0].turns)
+        answers = await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 12)))
+        assert {span.version for sampled in answers for span in sampled.versions} == {7}
+        assert len(servers[0].turns) == before and admitted == [servers[0].url]
+        gate.set()
+        await until_serving(pool, 2)
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 12)))
+        assert len(servers[0].turns) > before
+
+
+async def test_an_answer_of_forgotten_weights_is_not_taken(codec, serve):
+    """Between two looks a server may die and be started again: its first answer tells."""
+    servers = [serve(), serve()]
+    async with pool_of(codec, *servers, look_s=60.0) as pool:
+        await until_serving(pool, 2)
+        await asyncio.gather(*(bring(control, 3) for control in pool.controls()))
+        servers[0].version = "default"
+        answers = await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 8)))
+        assert {span.version for sampled in answers for span in sampled.versions} == {3}
+        await until(lambda: len(pool.controls()) == 1)
+        with pytest.raises(EngineLost, match="version 'default' and the newest are '3'"):
+            raise pool._members[0].error
+
+
+async def test_one_whose_update_failed_is_taken_out_and_the_others_go_on(codec, serve):
+    servers = [serve(), serve()]
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 2)
+        bad, good = pool.controls()
+        await bad.pause()
+        await bad.start_weight_update()
+        with pytest.raises(EngineError):
+            await bad.update_weights({"fail": True})
+        await bring(good, 1)
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 6)))
+        assert servers[0].turns == []
+        await until(lambda: len(pool.controls()) == 1)
+        await bring(bad, 1)
+        await until(lambda: len(pool.controls()) == 2)
+
+
+async def test_turns_in_flight_live_through_an_update_of_all(codec, serve):
+    servers = [serve(latency_s=lambda turn: 0.2) for _ in range(2)]
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 2)
+        heard = []
+        episodes = asyncio.gather(*(episode(pool, talk, 4, heard) for talk in talks_of(codec, 10)))
+        for version in range(1, 4):
+            await asyncio.sleep(0.15)
+            await asyncio.gather(*(bring(control, version) for control in pool.controls()))
+        await episodes
+    assert len(heard) == 40 and len({(session, turn) for session, turn, *_ in heard}) == 40
+
+
+async def test_a_pause_that_nobody_stands_behind_is_undone(codec, serve):
+    server = serve()
+    server.paused = True  # a trainer that died left it so
+    async with pool_of(codec, server) as pool:
+        assert (await pool.sample(ask_of(Talk(codec)))).ids
