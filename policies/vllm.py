@@ -23,6 +23,7 @@ from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import EngineSettings, InProcessEngine
 from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.pool import Pool
+from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
 from agentvision.engine.sync import Sync, Weights
 from agentvision.engine.types import Ask, Control, Engine, SyncError
 from agentvision.errors import PluginError
@@ -64,6 +65,7 @@ class VLLMPolicy:
         self._model: nn.Module | None = None
         self._samples_dtype = samples_dtype
         self._servers = servers
+        self._probe = Probe.of(codec)
         self._sync = Sync(same_process=isinstance(engine, InProcessEngine))
         self._version = 0
         self._current: Weights | None = None
@@ -205,7 +207,7 @@ class VLLMPolicy:
             await on_network(self._bring(weights))
         elif not pooled:
             for control in self.engine.controls():
-                await self._send(weights, control)
+                await self._send(weights, control, self.model)
         if _ranks() > 1:
             await asyncio.to_thread(distributed.barrier)
         self._version = version
@@ -216,7 +218,8 @@ class VLLMPolicy:
             await self.engine.ready()
         async with self._syncing:
             controls = self.engine.controls()
-            results = await asyncio.gather(*(self._send(weights, c) for c in controls), return_exceptions=True)
+            sends = (self._send(weights, control, self.model) for control in controls)
+            results = await asyncio.gather(*sends, return_exceptions=True)
             errors = [r for r in results if isinstance(r, BaseException)]
             if len(errors) == len(results):
                 raise (
@@ -224,15 +227,38 @@ class VLLMPolicy:
                 )
             self._current = weights
 
-    async def _send(self, weights: Weights, control: Control) -> None:
+    async def _send(self, weights: Weights, control: Control, model: nn.Module | None = None) -> None:
+        """Sync one engine; with the module that the weights are of, what it computes is compared too."""
         for left in reversed(range(_TRIES)):
             try:
                 await self._sync.send(weights, control)
+                await self._check_probe(weights, control, model)
                 break
             except SyncError:
                 self.syncs_failed += 1
                 if not left:
                     raise
+
+    async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
+        sampled = await control.sample(self._probe.ask())
+        if sampled.cached_tokens:
+            raise SyncError(
+                f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "
+                "which was to be reset"
+            )
+        if any(span.version != weights.version for span in sampled.versions):
+            raise SyncError(
+                f"the engine says that {sampled.versions!r} sampled, after version {weights.version} was sent"
+            )
+        if model is None or any(hasattr(p, "full_tensor") for p in model.parameters()):
+            return  # the module has moved on, or is in shards that only all ranks together can compute with
+        gap = await asyncio.to_thread(self._probe.gap, model, sampled)
+        limit = MEAN_GAP.get(self._samples_dtype or next(model.parameters()).dtype, LOW_PRECISION_GAP)
+        if not gap.mean <= limit:
+            raise SyncError(
+                f"version {weights.version}: every tensor arrived, but what the engine says is not what the trainer's module "
+                f"computes: mean |Δ log-prob| {gap.mean:.2g} over {gap.tokens} tokens, more than {limit:g}"
+            )
 
     async def _admit(self, endpoint: Endpoint) -> None:
         """A server that comes back gets the weights that the others have."""

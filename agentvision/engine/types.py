@@ -72,6 +72,10 @@ class Sampled:
 class Control(Protocol):
     """The trainer's side of one engine. Every call has a deadline of its own; all raise `EngineError` when they fail."""
 
+    async def sample(self, ask: Ask) -> Sampled:
+        """One turn of this very engine."""
+        ...
+
     async def pause(self) -> None:
         """Sample no further; requests in flight keep what they have said and wait."""
         ...
