@@ -201,6 +201,14 @@ class Codec:
             return ((TextSegment(rest),) if rest else ()) + new[1:]
         return new
 
+    def keeps_prefix(self, messages: Sequence[Message]) -> bool:
+        """Whether the template writes the conversation before the model's last turn as it did when that was sampled."""
+        last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=None)
+        if last is None:
+            return True
+        before, now = (_written(self._pieces(m)) for m in (messages[:last], messages))
+        return now[: len(before) - 1] == before[:-1] and str(now[len(before) - 1]).startswith(str(before[-1]))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text for parsing and people; control tokens are left out. Never encoded again."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -306,6 +314,17 @@ class Codec:
                 while self._pixel_bytes > self._cache_bytes and len(self._pixels) > 1:
                     self._pixel_bytes -= self._pixels.popitem(last=False)[1].values.nbytes
             return self._pixels[image]
+
+
+def _written(pieces: Sequence[_Piece]) -> list[str | _Content]:
+    """Pieces without the marks between messages: the template's text in one, wherever nothing stands between."""
+    written: list[str | _Content] = [""]
+    for piece in pieces:
+        if isinstance(piece, _Content):
+            written += [piece, ""]
+        elif isinstance(piece, str):
+            written[-1] = f"{written[-1]}{piece}"
+    return written
 
 
 def _plain_encoder(tokenizer: Any) -> tuple[Any, dict[str, int]]:

@@ -24,6 +24,7 @@ app = cyclopts.App(
 )
 app.command("agentvision.cli.train:train", name="train", help="Train a recipe's policy.")
 app.command("agentvision.cli.eval:evaluate", name="eval", help="Evaluate a model on a recipe's held-out questions.")
+app.command("agentvision.cli.doctor:doctor", name="doctor", help="Test what a run will trust, before it starts.")
 app.command("agentvision.cli.run:run", name="run", help="Ask one question about one image, and see every turn.")
 app.command("agentvision.cli.report:report", name="report", help="Write the report of a run directory.")
 app.command("agentvision.cli.tools:app", name="tools", help="List tools, and try one on a picture.")

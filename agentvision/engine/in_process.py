@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,8 +26,9 @@ import torch
 from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled, VersionSpan
 from agentvision.engine.worker import BACKEND
 from agentvision.errors import ModelError, first_line
-from agentvision.tokens import Codec, token_count, trainer_ids
-from agentvision.types import ImageSegment
+from agentvision.images import ImageStore
+from agentvision.tokens import Codec, engine_ids, token_count, trainer_ids
+from agentvision.types import ImageSegment, Segment
 
 _T = TypeVar("_T")
 
@@ -36,6 +38,14 @@ BAN = -100.0
 
 _PREFILL_TOKENS = 8192
 """Tokens of one step on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A prompt with every token of its images, and their grids (t, h, w) in patches."""
+
+    ids: tuple[int, ...]
+    grids: tuple[tuple[int, ...], ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -188,6 +198,24 @@ class InProcessEngine(Control):
 
     def controls(self) -> Sequence[Control]:
         return [self]
+
+    async def expand(self, segments: Sequence[Segment], store: ImageStore) -> Expanded:
+        """What vLLM itself makes of the engine's stream and the pictures, by its own processor: for checks."""
+        from vllm.inputs import TokensPrompt
+
+        images = [store.get(s.image) for s in segments if isinstance(s, ImageSegment)]
+        prompt = TokensPrompt(prompt_token_ids=engine_ids(segments, self._codec.image_token_id))
+        if images:
+            prompt["multi_modal_data"] = {"image": images}
+
+        def render() -> Expanded:
+            (made,) = self._engine.renderer.render_cmpl([prompt])
+            items = made["mm_kwargs"]["image"] if images else ()
+            return Expanded(
+                tuple(made["prompt_token_ids"]), tuple(tuple(item["image_grid_thw"].data.tolist()) for item in items)
+            )
+
+        return await self._do(render)
 
     # --- control ------------------------------------------------------------------------------------------------------
 
@@ -457,7 +485,7 @@ def _make(settings: EngineSettings) -> Any:
             logging.getLogger("vllm.logging_utils.dump_input").disabled = True
             return LLMEngine.from_engine_args(EngineArgs(**settings.arguments()))
     except ModuleNotFoundError as error:
-        if error.name != "vllm":
+        if (error.name or "").partition(".")[0] != "vllm":
             raise
         raise ModelError(
             "policy.backend 'vllm' needs vLLM, which is not installed: `pip install 'agentvision[vllm]'` beside a GPU, "
@@ -478,6 +506,7 @@ def _why(error: Exception) -> str:
 def _untouched() -> Iterator[None]:
     """What vLLM changes for the whole process while it starts, put back: random states, torch's number of threads."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # its own affair
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         yield

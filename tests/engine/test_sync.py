@@ -1,0 +1,177 @@
+"""Weights brought to the real engine: proven to have arrived, or an error and nothing sampled."""
+
+import asyncio
+import copy
+
+import pytest
+import torch
+
+from agentvision.engine.sync import Sync, Weights, buckets, shared
+from agentvision.engine.types import SyncError
+from agentvision.engine.worker import tensors_of
+
+from ..policies.vllm_cases import answers_of, make_policy, talk_of
+from .faulty import FAULTS, Faulty
+
+
+@pytest.fixture(scope="module")
+def policy():
+    policy = make_policy()
+    yield policy
+    asyncio.run(policy.close())
+
+
+def nudge(model, by=None):
+    """Other weights, but no larger ones in the long run: rounding grows with them."""
+    nudge.up = not nudge.up
+    by = by or (1.02 if nudge.up else 1 / 1.02)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(by)
+
+
+nudge.up = False
+
+
+async def test_after_a_sync_the_engine_says_what_the_module_computes(policy):
+    before = policy.version
+    for _ in range(2):
+        nudge(policy.model)
+        await policy.weights_changed(before := before + 1)
+        gap, versions = await answers_of(policy, [talk_of(policy, images=2), talk_of(policy, images=0)])
+        assert gap < 1e-4 and versions == {before} and policy.version == before
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_heals(policy, fault):
+    engine = Faulty(policy.engine, seed=FAULTS.index(fault))
+    await answers_of(policy, [talk_of(policy, images=1)])  # something is cached
+    for _ in range(3):
+        version = policy.version + 1
+        nudge(policy.model)
+        weights = Weights.of(policy.model, version=version)
+        await policy.engine.sample(policy._probe.ask())
+        engine.spoil(fault)
+        with pytest.raises(SyncError):
+            await policy._sync.send(weights, engine)
+            await policy._check_probe(weights, engine, policy.model)
+        assert engine.spoilt == fault
+        await policy.weights_changed(version)
+        gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
+        assert gap < 1e-4
+
+
+async def test_a_fault_that_passes_is_mended_by_the_second_try_and_counted(policy, monkeypatch):
+    engine = Faulty(policy.engine)
+    monkeypatch.setattr(policy.engine, "controls", lambda: [engine])
+    failed, version = policy.syncs_failed, policy.version
+    nudge(policy.model)
+    engine.spoil("flipped")
+    await policy.weights_changed(version + 1)
+    assert policy.syncs_failed == failed + 1 and policy.version == version + 1
+
+
+async def test_a_fault_that_stays_keeps_the_version_and_stops_sampling(policy, monkeypatch):
+    engine = Faulty(policy.engine)
+    spoiling = engine.update_weights
+
+    async def always(info):
+        engine.spoil("dropped")
+        await spoiling(info)
+
+    version = policy.version
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "update_weights", always)
+        patch.setattr(policy.engine, "controls", lambda: [engine])
+        with pytest.raises(SyncError, match=r"1 did not arrive: model\."):
+            await policy.weights_changed(version + 1)
+        assert policy.version == version
+        turn = asyncio.create_task(answers_of(policy, [talk_of(policy, images=0)]))
+        await asyncio.sleep(0.5)
+        assert not turn.done()
+    await policy.weights_changed(version + 1)
+    gap, _ = await turn
+    assert gap < 1e-4
+
+
+async def test_other_weights_under_the_right_digests_are_found_by_what_they_say(policy):
+    """What digests cannot see: the tensors arrived, and the engine computes with something else."""
+    version = policy.version + 1
+    weights = Weights.of(policy.model, version=version)
+    await policy._sync.send(weights, policy.engine)
+    other = copy.deepcopy(policy.model)
+    nudge(other, 1.05)
+    with pytest.raises(SyncError, match="is not what the trainer's module computes"):
+        await policy._check_probe(weights, policy.engine, other)
+    await policy.weights_changed(version)
+
+
+async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
+    version = policy.version
+    turns = [asyncio.create_task(_long(policy, k)) for k in range(4)]
+    await asyncio.sleep(0.3)
+    nudge(policy.model, 1.0)
+    await policy.weights_changed(version + 1)
+    spans = [span for turn in turns for span in (await turn).versions]
+    assert {span.version for span in spans} <= {version, version + 1}
+    assert version + 1 in {span.version for span in spans}
+
+
+async def _long(policy, k):
+    return await policy.complete(talk_of(policy, images=k % 3, seed=k).request(max_tokens=400))
+
+
+def test_buckets_hold_what_fits_and_a_large_tensor_is_alone():
+    tensors = [(str(k), torch.zeros(n)) for k, n in enumerate((10, 10, 100, 5, 5))]
+    assert [[name for name, _ in bucket] for bucket in buckets(tensors, 80)] == [["0", "1"], ["2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shared_memory_carries_every_bit(dtype):
+    tensors = [("a", torch.randn(3, 5).to(dtype)), ("b", torch.randn(7).to(dtype)), ("c", torch.tensor(2.0).to(dtype))]
+    with shared(tensors) as info:
+        found = tensors_of(info["memory"], info["places"])
+    assert [name for name, _ in found] == ["a", "b", "c"]
+    assert all(torch.equal(a, b) and a.shape == b.shape for (_, a), (_, b) in zip(tensors, found))
+    with pytest.raises(FileNotFoundError):
+        tensors_of(info["memory"], info["places"])
+
+
+class Told:
+    """A control that took the weights, and says so; what it computes with is up to the test."""
+
+    def __init__(self, weights, *, loaded):
+        self.weights, self.loaded = weights, loaded
+
+    async def call_worker(self, method):
+        import json
+
+        return [json.dumps(self.weights.digests) if method == "agentvision_received" else str(self.loaded)]
+
+    async def version(self):
+        return str(self.weights.version)
+
+    async def nothing(self, *args):
+        pass
+
+    pause = resume = start_weight_update = update_weights = finish_weight_update = nothing
+
+
+async def test_an_engine_that_keeps_rows_is_held_to_them():
+    model = torch.nn.Linear(3, 2)
+    first, second = (Weights.of(model, version=v) for v in (1, 2))
+    sync = Sync()
+    control = Told(first, loaded=first.rows)
+    await sync._prove(first, control)
+    control.weights, control.loaded = second, second.rows + 1
+    with pytest.raises(SyncError, match="are not made of them"):
+        await sync._prove(second, control)
+
+
+async def test_an_engine_that_packs_its_weights_is_not():
+    model = torch.nn.Linear(3, 2)
+    first, second = (Weights.of(model, version=v) for v in (1, 2))
+    sync = Sync()
+    await sync._prove(first, control := Told(first, loaded=5))
+    control.weights, control.loaded = second, 6
+    await sync._prove(second, control)
