@@ -10,6 +10,7 @@ import pytest
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.pool import Pool
 from agentvision.engine.types import EngineError, EngineLost
+from agentvision.tokens import engine_ids
 from agentvision.types import Message, TextSegment
 
 from ..policies.policy_cases import Talk, picture
@@ -89,11 +90,10 @@ async def test_a_session_stays_and_a_group_stays_together_unless_that_is_much_bu
 # --- no turn lost, none doubled -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_servers_that_die_hang_and_err_at_random_lose_no_turn_and_double_none(codec, serve, seed):
-    """Each turn is answered once, by one answer to this very prompt, and asked again only for a failure that it met."""
-    draw = random.Random(seed)
-    flaky = random.Random(seed + 100)
+    """Twenty faults among episodes: every turn is answered, once, and by an answer to its very prompt."""
+    draw, flaky = random.Random(seed), random.Random(seed + 100)
     servers = [
         serve(
             fault=lambda turn: flaky.choice(["500", "reset", "abort"]) if flaky.random() < 0.03 else None,
@@ -101,29 +101,31 @@ async def test_servers_that_die_hang_and_err_at_random_lose_no_turn_and_double_n
         )
         for _ in range(3)
     ]
-    heard = []
+    heard, played, over = [], [], asyncio.Event()
+
+    async def play(slot):
+        while not over.is_set():
+            talk = Talk(codec, session=f"{slot}/{len(played)}", group=f"{slot}", seed=len(played), images=[image])
+            played.append(talk.session)
+            await episode(pool, talk, 5, heard, images=True)
+
+    image = picture(seed, 32, 32)
     async with pool_of(codec, *servers, answer_s=0.4, tries=30) as pool:
-        talks = talks_of(codec, 24, images=[picture(seed, 32, 32)])
-        episodes = asyncio.gather(*(episode(pool, talk, 8, heard, images=True) for talk in talks))
-        points = 0
-        while not episodes.done() and points < 20:
-            server = draw.choice(servers)
-            how = draw.choice(["die", "hang", "hang_engine"])
+        players = asyncio.gather(*(play(slot) for slot in range(12)))
+        for _ in range(20):
+            server, how = draw.choice(servers), draw.choice(["die", "hang", "hang_engine"])
             await asyncio.to_thread(getattr(server, how))
-            points += 1
-            await asyncio.sleep(draw.uniform(0.05, 0.7))
+            await asyncio.sleep(draw.uniform(0.02, 0.6))
             await asyncio.to_thread(server.go_on)  # what hung answers late
             if how == "die":
                 await asyncio.to_thread(server.start)
-        await episodes
-    assert points >= 8
-    assert {(session, turn) for session, turn, *_ in heard} == {(t.session, k) for t in talks for k in range(8)}
-    assert len(heard) == 24 * 8
-    answers = {turn.answer: turn for server in servers for turn in server.turns if turn.answer is not None}
-    for _, _, number, segments, ids in heard:
-        prompt = tuple(i for s in segments for i in (s.ids if isinstance(s, TextSegment) else [codec.image_token_id]))
-        assert answers[number].prompt == prompt and len(ids) > 0
+        over.set()
+        await players
+    assert sorted((session, turn) for session, turn, *_ in heard) == sorted((s, k) for s in played for k in range(5))
     assert len({number for _, _, number, *_ in heard}) == len(heard)
+    answers = {turn.answer: turn for server in servers for turn in server.turns}
+    for _, _, number, segments, ids in heard:
+        assert answers[number].prompt == tuple(engine_ids(segments, codec.image_token_id)) and len(ids) > 0
 
 
 async def test_a_turn_is_with_one_server_at_a_time(codec, serve):
@@ -260,7 +262,9 @@ async def test_one_that_was_started_again_gets_no_turn_before_it_has_the_newest_
         assert len(servers[0].turns) == before and admitted == [servers[0].url]
         gate.set()
         await until_serving(pool, 2)
-        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 12)))
+        await asyncio.gather(
+            *(pool.sample(ask_of(talk, session=f"new {talk.session}", group="new")) for talk in talks_of(codec, 24))
+        )
         assert len(servers[0].turns) > before
 
 
@@ -273,9 +277,8 @@ async def test_an_answer_of_forgotten_weights_is_not_taken(codec, serve):
         servers[0].version = "default"
         answers = await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 8)))
         assert {span.version for sampled in answers for span in sampled.versions} == {3}
-        await until(lambda: len(pool.controls()) == 1)
-        with pytest.raises(EngineLost, match="version 'default' and the newest are '3'"):
-            raise pool._members[0].error
+        await until(lambda: "version 'default' and the newest are '3'" in str(pool._members[0].error))
+        assert [control.url for control in pool.controls()] == [servers[1].url]
 
 
 async def test_one_whose_update_failed_is_taken_out_and_the_others_go_on(codec, serve):

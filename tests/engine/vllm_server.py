@@ -246,7 +246,7 @@ class VllmServer:
         await self._engine_going.wait()
         while self.paused:  # what comes while it is paused waits
             await asyncio.sleep(0.005)
-        pauses = self._pauses
+        pauses, version = self._pauses, self.version
         await asyncio.sleep(self.latency_s(turn))
         if fault == "reset":
             return 200, "reset"
@@ -260,7 +260,7 @@ class VllmServer:
         if self._pauses > pauses or fault == "abort":  # a pause ends what is in flight, and says what there is of it
             ids, fault = ids[: len(ids) // 2], "abort"
         turn.answer = next(_serial)
-        spans = [{"version": self.version, "start": 0, "end": len(ids)}] if ids else None
+        spans = [{"version": version, "start": 0, "end": len(ids)}] if ids else None
         logprob = -9999.0 if fault == "nan" else -1.0 - turn.answer * 2.0**-20
         content = [{"token_id": i, "logprob": logprob, "rank": 1, "top_logprobs": []} for i in ids]
         return 200, {
