@@ -165,15 +165,10 @@ class Endpoint:
                 break
             if pauses == self._pauses:
                 raise EngineLost(f"{self.url} gave a turn up, and nobody paused it")
-        starts = [sum(len(p.ids) for p in said[:k]) for k in range(len(said))]
         return Sampled(
             ids=ids,
             logprobs=tuple(x for p in said for x in p.logprobs),
-            versions=tuple(
-                VersionSpan(s.version, start + s.start, start + s.end)
-                for start, p in zip(starts, said)
-                for s in p.versions
-            ),
+            versions=_spans(said),
             prompt_tokens=token_count(ask.segments),
             cached_tokens=said[0].cached_tokens,
         )
@@ -361,3 +356,17 @@ class Endpoint:
 
     async def close(self) -> None:
         await on_network(self._wire.close())
+
+
+def _spans(parts: Sequence[_Part]) -> tuple[VersionSpan, ...]:
+    """The parts' spans over the whole turn; neighbours of one version are one."""
+    spans: list[VersionSpan] = []
+    start = 0
+    for part in parts:
+        for span in part.versions:
+            begins = start + span.start
+            if spans and spans[-1].version == span.version:
+                begins = spans.pop().start
+            spans.append(VersionSpan(span.version, begins, start + span.end))
+        start += len(part.ids)
+    return tuple(spans)

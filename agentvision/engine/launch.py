@@ -166,7 +166,7 @@ class _Server:
 
     async def _answers(self) -> bool:
         try:
-            return (await self._wire.call("GET", "/health", timeout_s=_ANSWER_S)).status == 200
+            return (await self._wire.call("GET", "/health", timeout_s=min(_ANSWER_S, self._plan.hang_s))).status == 200
         except EngineLost:
             return False
 

@@ -263,6 +263,18 @@ async def test_a_turn_waits_out_a_pause_and_goes_on_from_what_it_has_said(codec,
     assert sampled.prompt_tokens == token_count(talk.segments)
 
 
+async def test_a_pause_without_new_weights_leaves_one_span(codec, serve, endpoint_of):
+    server = serve(latency_s=lambda turn: 0.2)
+    endpoint = endpoint_of(server)
+    asked = asyncio.create_task(endpoint.sample(ask_of(Talk(codec), max_tokens=40)))
+    while not server.turns:
+        await asyncio.sleep(0.01)
+    await endpoint.pause()
+    await endpoint.resume()
+    sampled = await asked
+    assert len(server.turns) == 2 and sampled.versions == (VersionSpan(0, 0, len(sampled.ids)),)
+
+
 async def test_a_torn_update_leaves_weights_of_no_version_whatever_the_server_says(codec, serve, endpoint_of):
     endpoint = endpoint_of(serve())
     await endpoint.start_weight_update()

@@ -1,0 +1,200 @@
+"""Servers as child processes: the command they are started with, that they come back, and that none outlives its parent.
+
+The command is a stand-in that listens where vLLM would and has a child of its own, as vLLM has; the real one is in
+`test_real_server.py`.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.types import EngineError
+from agentvision.engine.wire import Wire
+
+STAND_IN = """
+import asyncio, subprocess, sys
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[2], "a").write(f"{engine.pid}\\n")
+print("the engine is", engine.pid, flush=True)
+async def serve(reader, writer):
+    while await reader.readuntil(b"\\r\\n\\r\\n"):
+        writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+async def main():
+    async with await asyncio.start_unix_server(serve, sys.argv[1]) as server:
+        await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class StandIn(ServerPlan):
+    """`model` is the file that the engines' process ids go to."""
+
+    code: str = STAND_IN
+
+    def command(self, socket: Path) -> list[str]:
+        return [sys.executable, "-c", self.code, str(socket), self.model]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def engines(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+async def until(condition, *, within_s=60.0):
+    stop = time.monotonic() + within_s
+    while not (value := condition()):
+        assert time.monotonic() < stop, "it did not come to pass"
+        await asyncio.sleep(0.05)
+    return value
+
+
+async def answers(url: str) -> bool:
+    wire = Wire(url)
+    try:
+        return (await wire.call("GET", "/health", timeout_s=10)).status == 200
+    finally:
+        await wire.close()
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_has_what_exact_rollouts_need_and_takes_any_flag_of_vllm():
+    plan = ServerPlan(
+        "path/to/model",
+        flags={
+            "tensor_parallel_size": 2,
+            "enforce-eager": True,
+            "enable-prefix-caching": False,
+            "limit_mm_per_prompt": {"image": 4},
+            "weight_transfer_config": None,
+            "served-model-name": "mine",
+        },
+    )
+    words = " ".join(plan.command(Path("/s/0.sock"))[1:])
+    assert words.startswith("-m vllm.entrypoints.openai.api_server --model path/to/model --uds /s/0.sock")
+    for wanted in (
+        "--enable-scale-out",
+        "--enable-prompt-tokens-details",
+        "--logprobs-mode processed_logprobs",
+        "--generation-config vllm",
+        "--worker-extension-cls agentvision.engine.worker.WeightReader",
+        "--tensor-parallel-size 2",
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        '--limit-mm-per-prompt {"image": 4}',
+        "--served-model-name mine",
+    ):
+        assert wanted in words
+    assert "weight-transfer" not in words and "policy" not in words
+
+
+def test_each_server_has_its_devices_and_none_asks_for_a_key_of_the_surroundings(monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    plan = ServerPlan("m", count=2, devices=("0,1", "2,3"), env={"OMP_NUM_THREADS": "3"})
+    for index, devices in enumerate(["0,1", "2,3"]):
+        env = plan.environment(index)
+        assert (env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"], env["VLLM_SERVER_DEV_MODE"]) == (devices, "3", "1")
+        assert "VLLM_API_KEY" not in env
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"count": 3, "devices": ("0", "1")}])
+def test_a_plan_that_cannot_be_is_refused(options):
+    with pytest.raises(EngineError):
+        ServerPlan("m", **options)
+
+
+# --- their lives ----------------------------------------------------------------------------------------------------
+
+
+async def test_they_answer_on_sockets_of_this_user_alone_and_end_with_all_their_processes(tmp_path):
+    servers = Servers(StandIn(str(tmp_path / "pids"), count=2, logs=tmp_path / "logs"))
+    urls = await servers.start()
+    assert [await answers(url) for url in urls] == [True, True]
+    folder = Path(urls[0].removeprefix("unix://")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert "the engine is" in (tmp_path / "logs" / "server-1.log").read_text()
+    pids = engines(tmp_path / "pids")
+    assert len(pids) == 2 and all(map(alive, pids))
+    await servers.close()
+    assert not any(map(alive, pids)) and not folder.exists()
+
+
+async def test_one_that_dies_is_started_again_at_its_address_a_bounded_number_of_times(tmp_path, caplog):
+    servers = Servers(StandIn(str(tmp_path / "pids"), restarts=1, logs=tmp_path))
+    (url,) = await servers.start()
+    try:
+        for life in (1, 2):
+            (engine,) = await until(lambda life=life: engines(tmp_path / "pids")[life - 1 : life])
+            server = int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1])
+            while not await answers(url):
+                await asyncio.sleep(0.05)
+            os.kill(server, signal.SIGKILL)
+            await until(lambda engine=engine: not alive(engine))  # what it left behind ends too
+        await until(lambda: "is not started again" in caplog.text)
+        assert len(engines(tmp_path / "pids")) == 2
+    finally:
+        await servers.close()
+
+
+async def test_one_that_hangs_is_started_again(tmp_path):
+    servers = Servers(StandIn(str(tmp_path / "pids"), hang_s=0.5, logs=tmp_path))
+    await servers.start()
+    try:
+        (engine,) = engines(tmp_path / "pids")
+        server = int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGSTOP)
+        await until(lambda: len(engines(tmp_path / "pids")) == 2)
+        assert not alive(engine) and not alive(server)
+    finally:
+        await servers.close()
+
+
+async def test_one_that_ends_as_it_starts_says_so_with_the_end_of_its_log(tmp_path):
+    plan = StandIn("", logs=tmp_path, code="print('no such model: ' + 'x' * 3); raise SystemExit(3)")
+    with pytest.raises(EngineError, match=r"server 0 ended with 3 as it started(?s:.*)no such model: xxx"):
+        await Servers(plan).start()
+
+
+async def test_one_that_never_answers_is_ended_at_the_deadline(tmp_path):
+    plan = StandIn("", logs=tmp_path, start_s=0.5, code="import time; print('loading', flush=True); time.sleep(600)")
+    with pytest.raises(EngineError, match=r"did not answer within 0\.5 s(?s:.*)loading"):
+        await Servers(plan).start()
+
+
+async def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from tests.engine.test_launch import StandIn, Servers
+async def main():
+    await Servers(StandIn({str(tmp_path / "pids")!r}, count=2, logs=Path({str(tmp_path)!r}))).start()
+    print("started", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], start_new_session=True
+    )
+    assert parent.stdout is not None
+    assert await asyncio.to_thread(parent.stdout.readline) == b"started\n"
+    pids = engines(tmp_path / "pids")
+    assert len(pids) == 2 and all(map(alive, pids))
+    parent.kill()
+    parent.wait()
+    await until(lambda: not any(map(alive, pids)))
