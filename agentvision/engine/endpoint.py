@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
 from agentvision.engine.pictures import Pictures
-from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled, VersionSpan
+from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
 from agentvision.engine.wire import Reply, Wire
+from agentvision.policy import VersionSpan
 from agentvision.seeds import seed_for
 from agentvision.tokens import engine_ids, token_count, trainer_ids
 from agentvision.types import ImageHash, ImageSegment
@@ -69,11 +71,12 @@ class _Part:
 
 
 class Endpoint:
-    """`timeout_s` bounds one turn, `control_timeout_s` each call of the trainer's side.
+    """`timeout_s` bounds one turn, `control_timeout_s` each call of the trainer's side; an update of which nothing is heard for
+    `quiet_s` is taken to be given up.
 
     `pictures` may be shared by the endpoints of a pool. `weights` is the version that the server holds: None before it was
-    asked, and from the start of an update until its end, whatever the server says meanwhile. `updating`: such an update
-    is under way, and no call of it has failed. `held`: the trainer has it paused.
+    asked, and from the start of an update until the resume after it (the trainer resumes what it has proven), whatever the
+    server says meanwhile. `held`: the trainer has it paused.
     """
 
     def __init__(
@@ -85,22 +88,25 @@ class Endpoint:
         api_key: str | None = None,
         timeout_s: float = 600.0,
         control_timeout_s: float = 120.0,
+        quiet_s: float = 30.0,
     ) -> None:
         self._wire = Wire(url, api_key=api_key)
         self.url = self._wire.url
         self._image_token_id = codec.image_token_id
         self._pictures = pictures or Pictures(codec.vision)
-        self._timeout_s, self._control_timeout_s = timeout_s, control_timeout_s
+        self._timeout_s, self._control_timeout_s, self._quiet_s = timeout_s, control_timeout_s, quiet_s
         self._known: OrderedDict[ImageHash, None] = OrderedDict()
         self.info: EndpointInfo | None = None
         self.weights: str | None = None
-        self.updating = False
-        self._torn = False  # an update was begun and is not finished
+        self._torn = False  # an update was begun, and no resume came after its end
+        self._finished: str | None = None  # the version of an update that has ended, until the resume
+        self._calls = 0  # of the trainer's side, under way
+        self._heard = 0.0  # when the last of them ended, by `time.monotonic`; 0: it failed
         self._going = asyncio.Event()  # cleared while the trainer has it paused
         self._going.set()
         self._pauses = 0
-        self.on_weights: Callable[[str], None] = lambda version: None
-        """Called when the server has taken weights of this version."""
+        self.on_resume: Callable[[str | None], None] = lambda version: None
+        """Called when turns may go on, with the version of the weights that the server took before, if it took any."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
@@ -211,7 +217,7 @@ class Endpoint:
                 "top_k": ask.top_k,
                 "max_tokens": ask.max_tokens - len(said),
                 # What goes on after a pause must not draw again what the turn began with.
-                "seed": seed_for(ask.seed, ask.turn, len(said)) if said else seed_for(ask.seed, ask.turn),
+                "seed": seed_for(ask.seed, len(said)) if said else ask.seed % (1 << 63),
                 "logprobs": 0,  # the sampled token's own
                 "stop_token_ids": list(ask.stop_ids),
                 "ignore_eos": True,  # the ledger's stop ids alone end a turn
@@ -287,6 +293,11 @@ class Endpoint:
     def held(self) -> bool:
         return not self._going.is_set()
 
+    @property
+    def updating(self) -> bool:
+        """An update is under way: its last call did not fail and is not long ago."""
+        return self._torn and (self._calls > 0 or time.monotonic() - self._heard < self._quiet_s)
+
     async def pause(self) -> None:
         await on_network(self._pause())
 
@@ -299,14 +310,17 @@ class Endpoint:
         await on_network(self._resume())
 
     async def _resume(self) -> None:
-        # Turns go on when the server does. One that cannot be resumed gives them up to another.
+        taken = None
         try:
             await self._control("POST", "/resume")
+            if (taken := self._finished) is not None:
+                self.weights, self._torn, self._finished = taken, False, None
         finally:
-            self._going.set()
+            self._going.set()  # where it could not be resumed, its turns give it up
+            self.on_resume(taken)
 
     async def start_weight_update(self) -> None:
-        self.weights, self.updating, self._torn = None, True, True
+        self.weights, self._torn, self._finished = None, True, None
         await self._control("POST", "/start_weight_update")
 
     async def update_weights(self, info: Mapping[str, Any]) -> None:
@@ -314,8 +328,7 @@ class Endpoint:
 
     async def finish_weight_update(self, version: int) -> None:
         await self._control("POST", "/finish_weight_update", {"weight_version": str(version)})
-        self.weights, self.updating, self._torn = str(version), False, False
-        self.on_weights(self.weights)
+        self._finished = str(version)
 
     async def call_worker(self, method: str, **kwargs: str) -> Sequence[Any]:
         body = {"method": method, "kwargs": kwargs, "timeout": self._control_timeout_s}
@@ -343,15 +356,17 @@ class Endpoint:
             await self.resume()
 
     async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+        self._calls += 1
+        self._heard = 0.0
         try:
             reply = await on_network(self._wire.call(method, path, body=body, timeout_s=self._control_timeout_s))
             if reply.status in (404, 405):
                 raise EngineError(f"{self.url} has no {path.partition('?')[0]}: {_CONTROL_HINT}")
             if reply.status != 200:
                 raise EngineError(f"{self.url}{path.partition('?')[0]} failed: {reply.problem}")
-        except EngineError:
-            self.updating = False  # whatever it was about, the update will not go on from here
-            raise
+            self._heard = time.monotonic()
+        finally:
+            self._calls -= 1
         return reply
 
     async def close(self) -> None:

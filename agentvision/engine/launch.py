@@ -124,6 +124,10 @@ class _Server:
                 start_new_session=True,  # an interrupt from the terminal is this process's to answer
             )
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     async def ready(self) -> None:
         """Wait until it answers. Raises `EngineError`, with the end of its log, when it ends or takes too long."""
         loop = asyncio.get_running_loop()
@@ -189,6 +193,11 @@ class Servers:
     @property
     def urls(self) -> tuple[str, ...]:
         return tuple(server.url for server in self._servers)
+
+    @property
+    def pids(self) -> tuple[int | None, ...]:
+        """Of each server's keeper; None where none runs."""
+        return tuple(server.pid for server in self._servers)
 
     async def start(self) -> tuple[str, ...]:
         """Start all and wait until all answer; their addresses. Raises `EngineError`, and then none is left."""

@@ -76,7 +76,7 @@ class Pool:
         self._changed = asyncio.Event()
         self._closed = False
         for endpoint in endpoints:
-            endpoint.on_weights = self._weights_taken
+            endpoint.on_resume = self._resumed
 
     # --- the engine's protocol --------------------------------------------------------------------------------------
 
@@ -167,8 +167,11 @@ class Pool:
         while True:
             if self._closed:
                 raise EngineLost("the pool of inference servers is closed")
-            if able := [m for m in self._members if m.serving and self._current(m)]:
+            well = [m for m in self._members if m.serving]
+            if able := [m for m in well if self._has_newest(m.endpoint) and not m.endpoint.held]:
                 return able
+            if any(m.endpoint.held for m in well):  # a trainer's pause is no outage
+                until = loop.time() + self._patience_s
             errors = [m.error for m in self._members]
             hopeless = all(isinstance(e, EngineError) and not isinstance(e, EngineLost) for e in errors)
             if hopeless or loop.time() >= until:
@@ -177,7 +180,7 @@ class Pool:
                 raise kind(f"no inference server can be asked ({named})")
             self._changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), until - loop.time())
+                await asyncio.wait_for(self._changed.wait(), min(until - loop.time(), self._look_s))
 
     async def _release(self, session: str) -> None:
         if session in self._sessions:
@@ -196,12 +199,9 @@ class Pool:
     def _has_newest(self, endpoint: Endpoint) -> bool:
         return endpoint.weights is not None and self._newest in (None, endpoint.weights)
 
-    def _current(self, member: _Member) -> bool:
-        """Whether it has the newest weights, or is about to: it takes them, and is paused meanwhile."""
-        return member.endpoint.updating or self._has_newest(member.endpoint)
-
-    def _weights_taken(self, version: str) -> None:
-        self._newest = version
+    def _resumed(self, version: str | None) -> None:
+        self._newest = version or self._newest
+        self._changed.set()
 
     def _start(self) -> None:
         if not self._watchers and not self._closed:
@@ -215,7 +215,8 @@ class Pool:
                 await asyncio.wait_for(member.look_now.wait(), self._look_s)
 
     async def _look(self, member: _Member) -> None:
-        member.stale = 0 if self._current(member) else member.stale + 1
+        current = self._has_newest(member.endpoint) or member.endpoint.updating
+        member.stale = 0 if current else member.stale + 1
         try:
             if member.serving and member.stale < 2:  # the others may only be quicker to take new weights
                 await member.endpoint.check(timeout_s=self._answer_s)

@@ -19,9 +19,11 @@ from .vllm_server import answer_of
 
 
 @asynccontextmanager
-async def pool_of(codec, *servers, timeout_s=30.0, **options):
+async def pool_of(codec, *servers, timeout_s=30.0, quiet_s=30.0, **options):
     options = {"look_s": 0.05, "answer_s": 1.0, "patience_s": 30.0} | options
-    pool = Pool([Endpoint(server.url, codec=codec, timeout_s=timeout_s) for server in servers], **options)
+    pool = Pool(
+        [Endpoint(server.url, codec=codec, timeout_s=timeout_s, quiet_s=quiet_s) for server in servers], **options
+    )
     try:
         yield pool
     finally:
@@ -57,11 +59,24 @@ async def episode(pool, talk, turns, heard, images=False):
 
 
 async def test_turns_go_where_the_fewest_are_in_flight(codec, serve):
-    servers = [serve(latency_s=lambda turn: 0.3) for _ in range(3)]
-    async with pool_of(codec, *servers) as pool:
-        await until_serving(pool, 3)
-        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 12)))
-    assert [len(server.turns) for server in servers] == [4, 4, 4]
+    servers = [serve() for _ in range(3)]
+    async with pool_of(codec, *servers) as pool, in_flight(pool, servers, talks_of(codec, 12)):
+        assert [len(server.turns) for server in servers] == [4, 4, 4]
+
+
+@asynccontextmanager
+async def in_flight(pool, servers, talks):
+    """One turn of each, none of which is answered yet."""
+    await until_serving(pool, len(servers))
+    before = sum(len(server.turns) for server in servers)
+    for server in servers:
+        server.paused = True
+    turns = [asyncio.create_task(pool.sample(ask_of(talk))) for talk in talks]
+    await until(lambda: sum(len(server.turns) for server in servers) == before + len(talks))
+    yield turns
+    for server in servers:
+        server.paused = False
+    await asyncio.gather(*turns)
 
 
 async def until_serving(pool, count):
@@ -69,21 +84,27 @@ async def until_serving(pool, count):
     await until(lambda: len(pool.controls()) == count)
 
 
-async def test_a_session_stays_and_a_group_stays_together_unless_that_is_much_busier(codec, serve):
-    servers = [serve(latency_s=lambda turn: 0.2) for _ in range(2)]
+async def test_a_group_stays_together_unless_that_is_much_busier(codec, serve):
+    servers = [serve() for _ in range(2)]
     async with pool_of(codec, *servers) as pool:
-        await until_serving(pool, 2)
-        heard = []
         few = [Talk(codec, session=f"a/{k}", group="a", seed=k) for k in range(6)]
-        await asyncio.gather(*(episode(pool, talk, 3, heard) for talk in few))
-        assert sorted(len(server.turns) for server in servers) == [0, 18]
+        async with in_flight(pool, servers, few):
+            assert sorted(len(server.turns) for server in servers) == [0, 6]
         many = [Talk(codec, session=f"b/{k}", group="b", seed=k) for k in range(40)]
-        await asyncio.gather(*(episode(pool, talk, 2, heard) for talk in many))
-        for talk in many:
-            mine = [s for _, _, number, *_ in [h for h in heard if h[0] == talk.session] for s in servers
-                    if any(turn.answer == number for turn in s.turns)]  # fmt: skip
-            assert len(set(map(id, mine))) == 1
-        assert min(len(server.turns) for server in servers) >= 20
+        async with in_flight(pool, servers, many):
+            assert min(len(server.turns) for server in servers) >= 10
+
+
+async def test_a_session_stays_where_it_began_and_leaves_nothing_behind(codec, serve):
+    servers = [serve() for _ in range(3)]
+    heard = []
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 3)
+        await asyncio.gather(*(episode(pool, talk, 4, heard) for talk in talks_of(codec, 12)))
+        where = {turn.answer: server.url for server in servers for turn in server.turns}
+        for session in {session for session, *_ in heard}:
+            assert len({where[number] for one, _, number, *_ in heard if one == session}) == 1
+        assert len(set(where.values())) == 3
         assert pool._sessions == {} == pool._groups and {m.sessions for m in pool._members} == {0}
 
 
@@ -138,7 +159,7 @@ async def test_a_turn_is_with_one_server_at_a_time(codec, serve):
         await until(lambda: all(turn.left for turn in first.turns))
         for turn in first.turns:
             again = [t for t in second.turns if t.prompt == turn.prompt]
-            assert len(again) == 1 and again[0].began > turn.began + 0.45
+            assert len(again) == 1
 
 
 async def test_turns_of_a_server_that_hangs_are_asked_elsewhere_long_before_their_own_deadline(codec, serve):
@@ -261,10 +282,9 @@ async def test_one_that_was_started_again_gets_no_turn_before_it_has_the_newest_
         assert {span.version for sampled in answers for span in sampled.versions} == {7}
         assert len(servers[0].turns) == before and admitted == [servers[0].url]
         gate.set()
-        await until_serving(pool, 2)
-        await asyncio.gather(
-            *(pool.sample(ask_of(talk, session=f"new {talk.session}", group="new")) for talk in talks_of(codec, 24))
-        )
+        await until(lambda: pool._members[0].endpoint.weights == "7")
+        later = [Talk(codec, session=f"later {k}", group=f"later {k}") for k in range(12)]
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in later))
         assert len(servers[0].turns) > before
 
 
@@ -296,6 +316,19 @@ async def test_one_whose_update_failed_is_taken_out_and_the_others_go_on(codec, 
         await until(lambda: len(pool.controls()) == 1)
         await bring(bad, 1)
         await until(lambda: len(pool.controls()) == 2)
+
+
+async def test_turns_of_one_whose_new_weights_were_not_proven_move_to_one_whose_were(codec, serve):
+    """The trainer leaves it paused and says nothing more; what it had in flight is not left waiting with it."""
+    servers = [serve() for _ in range(2)]
+    async with pool_of(codec, *servers, quiet_s=0.3) as pool, in_flight(pool, servers, talks_of(codec, 6)) as turns:
+        unproven, proven = pool.controls()
+        await unproven.pause()
+        await unproven.start_weight_update()
+        await unproven.finish_weight_update(1)
+        await bring(proven, 1)
+        await asyncio.gather(*turns)
+        assert len(servers[0].turns) == 3 and pool.controls() == [proven]
 
 
 async def test_turns_in_flight_live_through_an_update_of_all(codec, serve):

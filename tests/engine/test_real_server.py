@@ -1,0 +1,113 @@
+"""The real vLLM behind an endpoint and a pool: one server of the tiny model, started once."""
+
+import asyncio
+
+import pytest
+import torch
+
+from agentvision.build import model_path
+from agentvision.engine.endpoint import Endpoint
+from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.pool import Pool
+from agentvision.policies.transformers import load_model
+from agentvision.tokens import Codec, trainer_ids
+from agentvision.types import Message, TextSegment
+
+from ..policies.policy_cases import Talk, picture, recorded_logprobs, uncached_logprobs
+from .asks import ask_of
+
+TINY = model_path("package://tiny-vlm")
+CPU_FLAGS = {
+    "dtype": "float32",
+    "max_model_len": 1024,
+    "max_num_seqs": 32,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "limit_mm_per_prompt": {"image": 4, "video": 0},
+}
+CPU_ENV = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    servers = Servers(ServerPlan(TINY, flags=CPU_FLAGS, env=CPU_ENV, logs=tmp_path_factory.mktemp("logs")))
+    yield asyncio.run(servers.start())[0]
+    asyncio.run(servers.close())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Codec.from_pretrained(TINY)
+
+
+async def two_turns(engine, codec, **changes):
+    talk = Talk(codec, images=[picture(1, 160, 160)], question="What is it? " * 12)
+    heard = []
+    for turn in range(2):
+        heard.append(await engine.sample(ask_of(talk, **changes)))
+        talk.messages += (Message("assistant", (codec.decode(heard[-1].ids),)),)
+        talk.segments += (TextSegment(heard[-1].ids, sampled=True, logprobs=heard[-1].logprobs),)
+        talk.turns += 1
+        if turn == 0:
+            talk.reply(image=picture(2, 96, 64))
+    return talk, heard
+
+
+async def test_two_turns_with_two_images_are_those_of_the_trainers_forward_pass(url, tiny):
+    endpoint = Endpoint(url, codec=tiny)
+    info = await endpoint.probe()
+    assert info.exact and info.control and info.max_model_len == 1024
+    talk, (first, second) = await two_turns(endpoint, tiny, temperature=0.9)
+    model = load_model(TINY, dtype=torch.float32, device="cpu", attn="sdpa", revision=None, trust_remote_code=False)
+    expected = uncached_logprobs(model, tiny, talk, temperature=0.9)
+    assert (recorded_logprobs(talk) - expected).abs().max() <= 1e-4
+    assert second.cached_tokens >= 0.9 * first.prompt_tokens
+    await endpoint.close()
+
+
+async def test_a_pause_a_reset_and_a_resume_in_the_middle_of_a_turn(url, tiny):
+    """Of a prompt that was found in the prefix cache: what vLLM itself keeps over a reset ends its engine."""
+    endpoint = Endpoint(url, codec=tiny)
+    talk, _ = await two_turns(endpoint, tiny)
+    never = (tiny.image_token_id,)
+    asked = asyncio.create_task(endpoint.sample(ask_of(talk, max_tokens=400, stop_ids=never)))
+    await asyncio.sleep(0.5)
+    await endpoint.pause()
+    await endpoint.reset_caches()
+    assert not asked.done()
+    await endpoint.check(timeout_s=30)
+    await endpoint.resume()
+    sampled = await asked
+    assert len(sampled.ids) == 400 == len(sampled.logprobs)
+    assert [(span.version, span.start, span.end) for span in sampled.versions] == [(0, 0, 400)]
+    await endpoint.close()
+
+
+async def test_a_turn_that_is_left_is_sampled_no_further(url, tiny):
+    endpoint = Endpoint(url, codec=tiny)
+
+    async def running():
+        metrics = (await endpoint._wire.call("GET", "/metrics", timeout_s=30)).body
+        (line,) = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running{")]
+        return float(line.split()[-1])
+
+    ask = ask_of(Talk(tiny), max_tokens=900, stop_ids=(tiny.image_token_id,))
+    asked = asyncio.create_task(endpoint.sample(ask))
+    while await running() < 1:
+        await asyncio.sleep(0.05)
+    asked.cancel()
+    while await running() > 0:
+        assert asked.cancelled() or not asked.done()
+        await asyncio.sleep(0.05)
+    await endpoint.close()
+
+
+async def test_what_is_too_long_is_impossible_and_a_pool_says_so(url, tiny):
+    pool = Pool([Endpoint(url, codec=tiny)])
+    talk = Talk(tiny, question="x" * 3000)
+    assert len(trainer_ids(talk.segments, tiny.image_token_id)) > 1024
+    with pytest.raises(ValueError, match="status 400"):
+        await pool.sample(ask_of(talk))
+    await pool.close()
