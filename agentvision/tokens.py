@@ -18,7 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -95,13 +95,22 @@ class _Content:
     text: str
 
 
+_UNEVEN = "the model's chat template left out an image, or placed it twice; it must place one image token an image"
+
 _Piece: TypeAlias = str | _Content | int
+_Shape: TypeAlias = tuple[tuple[str, tuple[bool, ...]], ...]
+"""Of a conversation: each message's role, and which of its parts are views."""
+
+KEPT = 1024
+"""Encoded texts, and encoded messages, that a codec keeps: those used last."""
 
 
 class Codec:
     """Tokenizer, chat template and image processor of one model. Thread-safe.
 
-    `pixels` is computed once per unique image and kept (least recently used go first, up to `cache_bytes`).
+    `pixels` is computed once per unique image and kept (least recently used go first, up to `cache_bytes`). The same text
+    is encoded once, and so are the same messages: the rollouts of a group share the segments of their prompt and of
+    equal replies, in time and in memory.
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, *, vocab_size: int, stop_ids: Sequence[int],
@@ -128,7 +137,9 @@ class Codec:
         self._pixels: OrderedDict[ImageHash, Pixels] = OrderedDict()
         self._pixel_bytes, self._cache_bytes = 0, cache_bytes
         self._lock = threading.Lock()
-        self._frames: dict[tuple[tuple[str, tuple[bool, ...]], ...], list[str | _Place | int]] = {}
+        self._frames: dict[_Shape, list[str | _Place | int]] = {}
+        self._text = lru_cache(KEPT)(self._encode_text)
+        self._tail = lru_cache(KEPT)(self._encode_tail)
         self.preprocessed = 0
         """Images preprocessed so far: a group shares one."""
 
@@ -178,7 +189,7 @@ class Codec:
 
     def encode_opening(self, messages: Sequence[Message], views: Sequence[View]) -> tuple[Segment, ...]:
         """The first messages, up to and including the generation prompt."""
-        return self._segments(self._pieces(messages), [i for m in messages for i in m.views], views)
+        return self._encode_from(0, messages, views, ended=False)
 
     def encode_next(
         self, segments: Sequence[Segment], messages: Sequence[Message], views: Sequence[View]
@@ -190,16 +201,9 @@ class Codec:
         last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=None)
         if last is None:
             raise ValueError("there is no turn of the model to go on from")
-        pieces = self._pieces(messages)
-        mark = pieces.index(last)
-        new = self._segments(pieces[mark + 1 :], [i for m in messages[last + 1 :] for i in m.views], views)
         final = segments[-1] if segments else None
         ended = isinstance(final, TextSegment) and final.sampled and final.ids[-1:] and final.ids[-1] in self.stop_ids
-        first = new[0] if new else None
-        if ended and isinstance(first, TextSegment) and first.ids[0] in self.stop_ids:
-            rest = first.ids[1:]
-            return ((TextSegment(rest),) if rest else ()) + new[1:]
-        return new
+        return self._encode_from(last + 1, messages, views, ended=bool(ended))
 
     def keeps_prefix(self, messages: Sequence[Message]) -> bool:
         """Whether the template writes the conversation before the model's last turn as it did when that was sampled."""
@@ -215,16 +219,45 @@ class Codec:
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Ids of content: no control token ever comes of it."""
+        return self._text(text)
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def _pieces(self, messages: Sequence[Message]) -> list[_Piece]:
-        """The chat template's text with content in its place; a number stands after that message's."""
+    def _encode_from(
+        self, start: int, messages: Sequence[Message], views: Sequence[View], *, ended: bool
+    ) -> tuple[Segment, ...]:
+        """The messages from `start` on, and what the template puts before them after the message before."""
         shape = tuple((m.role, tuple(isinstance(p, ViewPart) for p in m.parts)) for m in messages)
+        new = tuple(messages[start:])
+        by_index = {v.index: v for v in views}
+        return self._tail(shape, new, tuple(by_index[i] for m in new for i in m.views), ended)
+
+    def _encode_tail(
+        self, shape: _Shape, messages: tuple[Message, ...], views: tuple[View, ...], ended: bool
+    ) -> tuple[Segment, ...]:
+        """The segments of the last messages of a conversation of this shape.
+
+        `views` are those that they show, in order; `ended` says that the turn before them ends in a stop token already.
+        """
         if (frame := self._frames.get(shape)) is None:
             frame = self._frames[shape] = self._render(shape)
-        return [_Content(str(messages[p.message].parts[p.part])) if isinstance(p, _Place) else p for p in frame]
+        start = len(shape) - len(messages)
+        begin = frame.index(start - 1) + 1 if start else 0
+        segments = self._segments(
+            [
+                _Content(str(messages[p.message - start].parts[p.part])) if isinstance(p, _Place) else p
+                for p in frame[begin:]
+            ],
+            views,
+        )
+        first = segments[0] if segments else None
+        if ended and isinstance(first, TextSegment) and first.ids[0] in self.stop_ids:
+            rest = first.ids[1:]
+            return ((TextSegment(rest),) if rest else ()) + segments[1:]
+        return segments
 
-    def _render(self, shape: tuple[tuple[str, tuple[bool, ...]], ...]) -> list[str | _Place | int]:
+    def _render(self, shape: _Shape) -> list[str | _Place | int]:
         """Render the template once for all conversations of one shape, with marks for content.
 
         The template never sees content, so it can neither change it nor be changed by it.
@@ -249,9 +282,8 @@ class Codec:
                 frame.append(int(part))
         return frame
 
-    def _segments(self, pieces: Sequence[_Piece], indices: Sequence[int], views: Sequence[View]) -> tuple[Segment, ...]:
-        by_index = {v.index: v for v in views}
-        waiting = iter(indices)
+    def _segments(self, pieces: Sequence[_Piece], views: Sequence[View]) -> tuple[Segment, ...]:
+        waiting = iter(views)
         segments: list[Segment] = []
         ids: list[int] = []
         text = ""
@@ -279,14 +311,15 @@ class Codec:
                 if ids:
                     segments.append(TextSegment(tuple(ids)))
                     ids = []
-                view = by_index[next(waiting)]
+                if (view := next(waiting, None)) is None:
+                    raise ModelError(_UNEVEN)
                 segments.append(ImageSegment(view.index, view.image, self.vision.grid(view.size), view.tokens))
             text += piece[at:]
         flush_text()
         if ids:
             segments.append(TextSegment(tuple(ids)))
         if next(waiting, None) is not None:
-            raise ModelError("the model's chat template left out an image; it must place one image token an image")
+            raise ModelError(_UNEVEN)
         return tuple(segments)
 
     # --- pixels -----------------------------------------------------------------------------------------------------
