@@ -71,18 +71,24 @@ async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: flo
     loop = asyncio.get_running_loop()
     job = _Job(name, function, loop, loop.create_future())
     _POOL.submit(job)
-    left = timeout_s
+
+    def look_at_the_clock() -> None:
+        nonlocal alarm
+        left = timeout_s if job.started is None else job.started + timeout_s - time.monotonic()
+        if left > 0:
+            alarm = loop.call_later(left, look_at_the_clock)
+        elif not job.outcome.done():
+            _POOL.abandon(job)
+            job.outcome.set_exception(DeadlinePassed(f"{name} did not finish within {timeout_s:g} s."))
+
+    alarm = loop.call_later(timeout_s, look_at_the_clock)
     try:
-        while left > 0:
-            done, _ = await asyncio.wait({job.outcome}, timeout=left)
-            if done:
-                return job.outcome.result()
-            left = timeout_s if job.started is None else job.started + timeout_s - time.monotonic()
+        return await job.outcome
     except asyncio.CancelledError:
         _POOL.abandon(job)
         raise
-    _POOL.abandon(job)
-    raise DeadlinePassed(f"{name} did not finish within {timeout_s:g} s.")
+    finally:
+        alarm.cancel()
 
 
 _blockers: set[str] = set()
