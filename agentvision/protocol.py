@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agentvision._strict_json import strict_json
 from agentvision.errors import RecipeError
-from agentvision.geometry import Affine
+from agentvision.geometry import Affine, Size
 from agentvision.types import (
     Message,
     ParsedTurn,
@@ -69,7 +69,7 @@ class Protocol:
         if self.system is None and self.style == "plain":
             return (user,)
         source = _shipped("system") if self.system is None else self.system
-        return _render("system", "system", source, views=(), tools=list(tools)), user
+        return _system(source, tuple(json.dumps(tool) for tool in tools)), user
 
     def tool_message(self, record: ToolRecord, views: Sequence[View]) -> Message:
         """The user turn that carries a tool's reply: its text and new views, or the error that the model should know."""
@@ -84,7 +84,7 @@ class Protocol:
 
     def _reply(self, text: str, views: Sequence[View], *, error: bool) -> Message:
         source = _shipped("tool") if self.tool_reply is None else self.tool_reply
-        return _render("tool_reply", "user", source, views=views, text=text, error=error)
+        return _told(source, text, error, tuple((view.index, view.size) for view in views))
 
     def check(self, tools: Sequence[Mapping[str, Any]] = ()) -> Iterator[str]:
         """`setting: what` for each template that cannot be rendered, or that leaves out a view that it is given."""
@@ -222,12 +222,25 @@ def _template(source: str) -> Any:
 _SEES = {"system": "tools, and the filter json", "tool_reply": "text, error, views, and the filter image"}
 
 
-def _render(setting: str, role: Role, source: str, *, views: Sequence[View], **values: Any) -> Message:
-    """Render a template; each view's mark holds a fresh random number, so no text can stand for an image."""
+@lru_cache(maxsize=64)
+def _system(source: str, tools: tuple[str, ...]) -> Message:
+    """The system turn of the tools whose schemas, as JSON, these are: rendered once, not in every episode."""
+    return _render("system", "system", source, (), tools=[json.loads(tool) for tool in tools])
+
+
+@lru_cache(maxsize=1024)
+def _told(source: str, text: str, error: bool, views: tuple[tuple[int, Size], ...]) -> Message:
+    """A tool's reply: the rollouts of a group, and many others, are told the same."""
+    return _render("tool_reply", "user", source, views, text=text, error=error)
+
+
+def _render(setting: str, role: Role, source: str, views: Sequence[tuple[int, Size]], **values: Any) -> Message:
+    """Render a template that shows views (index, size). Each view's mark holds a fresh random number, so that no text
+    can stand for an image."""
     nonce = secrets.token_hex(8)
     shown = [
-        {"index": v.index, "width": v.size[0], "height": v.size[1], "mark": f"\ue000{nonce}:{k}\ue001"}
-        for k, v in enumerate(views)
+        {"index": index, "width": width, "height": height, "mark": f"\ue000{nonce}:{index}\ue001"}
+        for index, (width, height) in views
     ]
     try:
         text = _template(source).render(views=shown, **values).strip()
@@ -240,6 +253,6 @@ def _render(setting: str, role: Role, source: str, *, views: Sequence[View], **v
     head, *marked = text.split(f"\ue000{nonce}:")
     parts: list[Part] = [head]
     for piece in marked:
-        number, _, rest = piece.partition("\ue001")
-        parts += [ViewPart(views[int(number)].index), rest]
+        index, _, rest = piece.partition("\ue001")
+        parts += [ViewPart(int(index)), rest]
     return Message(role, tuple(part for part in parts if part != ""))

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, TypeAlias, overload
 
 from PIL import Image
@@ -115,7 +115,7 @@ class Tool:
     function: Callable[..., Any] = field(repr=False)
     arguments: Arguments = field(repr=False)
 
-    @property
+    @cached_property
     def schema(self) -> dict[str, Any]:
         """`{"type": "function", "function": {"name", "description", "parameters"}}`."""
         function = {"name": self.name, "description": self.description, "parameters": self.arguments.schema}
