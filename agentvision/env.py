@@ -11,12 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentvision._workers import run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.errors import PluginError
+from agentvision.first_views import first_views
 from agentvision.images import ImageStore
 from agentvision.protocol import Protocol as TurnProtocol
 from agentvision.tool import Tool, ToolContext, ToolResult, call_tool
@@ -33,10 +32,7 @@ from agentvision.types import (
     Turn,
     View,
 )
-from agentvision.views import NewView, first_view
-
-LOAD_TIMEOUT_S = 60.0
-"""For reading and first showing a sample's images."""
+from agentvision.views import NewView
 
 
 @runtime_checkable
@@ -126,10 +122,8 @@ class VisionEnv:
 
     async def reset(self, sample: Sample, *, seed: int) -> Observation:
         """Load the images, show their first views and the question. Raises `ImageError`."""
-        first: list[NewView] = []
-        if sample.images:  # decoding and resampling take long enough to hold up every other episode
-            work = partial(self._first_views, sample)
-            first = await run_blocking(work, name="Loading the images", timeout_s=LOAD_TIMEOUT_S)
+        scale = self._first_view.scale
+        first = await first_views(sample, store=self._store, vision=self._vision, scale=scale) if sample.images else ()
         self._originals = tuple(new.original for new in first)
         self._views, self._seed, self._turns, self._over = {}, seed, 0, False
         views = self._enter(first, source="first_view")
@@ -178,10 +172,6 @@ class VisionEnv:
             return replace(outcome.record, text=text, error=ToolError.IMAGE_BUDGET), ()
         views = self._enter(result.images, source=parsed.call.name)
         return replace(outcome.record, views=tuple(view.index for view in views)), views
-
-    def _first_views(self, sample: Sample) -> list[NewView]:
-        scale, store = self._first_view.scale, self._store
-        return [first_view(store, store.load(source), self._vision, scale=scale) for source in sample.images]
 
     def _enter(self, shown: Sequence[NewView], *, source: str) -> tuple[View, ...]:
         """Add what was shown to the ledger; indices count on from 1."""

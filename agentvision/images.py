@@ -132,7 +132,7 @@ class ImageStore:
         self._lock = threading.Lock()
         self._images: dict[ImageHash, Image.Image] = {}
         self._keys: dict[int, ImageHash] = {}  # id of a stored picture: it cannot be reused while the picture is held
-        self._made: dict[Hashable, Future[ImageHash]] = {}  # how a picture was made: at work, or done
+        self._made: dict[Hashable, ImageHash | Future[ImageHash]] = {}  # how a picture was made: done, or at work
         self._refs: dict[Hashable, weakref.ref[Image.Image]] = {}  # PIL sources, whose id may be reused
 
     def add(self, image: Image.Image) -> ImageHash:
@@ -197,19 +197,24 @@ class ImageStore:
         return "path", str(source), status.st_mtime_ns, status.st_size
 
     def _once(self, how: Hashable, make: Callable[[], Image.Image]) -> ImageHash:
+        made = self._made.get(how)
+        if isinstance(made, str):
+            return made
+        mine: Future[ImageHash] = Future()
         with self._lock:
-            made = self._made.get(how)
-            mine = made is None
-            if made is None:
-                made = self._made[how] = Future()
-        if mine:
-            try:
-                made.set_result(self.add(make()))
-            except BaseException as error:
-                with self._lock:
-                    self._made.pop(how, None)
-                made.set_exception(error)
-        return made.result()
+            made = self._made.setdefault(how, mine)
+        if made is not mine:
+            return made if isinstance(made, str) else made.result()
+        try:
+            key = self.add(make())
+        except BaseException as error:
+            with self._lock:
+                self._made.pop(how, None)
+            mine.set_exception(error)
+            raise
+        self._made[how] = key
+        mine.set_result(key)
+        return key
 
 
 def encoded_bytes(source: Path | str | bytes) -> bytes:

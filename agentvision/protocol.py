@@ -10,6 +10,7 @@ are placed by marks that no content can forge, since each rendering draws its ow
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ MAX_CALL_CHARS = 20_000
 IMAGE_MARK = "<image>"
 """In a question: where its images stand, if it is there once an image. Otherwise they come first."""
 
-_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<answer>", "</answer>")
+_TAG = re.compile("</?(?:think|tool_call|answer)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def _parse_think(text: str) -> ParsedTurn:
     if not closed:
         return problem(ParseProblem.UNCLOSED, "<think>")
     think, rest = think.strip(), rest.strip()
-    if any(tag in think for tag in _TAGS):
+    if _TAG.search(think):
         return problem(ParseProblem.STRAY_TEXT, "a tag inside <think>")
     calls, answers = rest.count("<tool_call>"), rest.count("<answer>")
     if calls + answers == 0:
@@ -151,7 +152,7 @@ def _parse_think(text: str) -> ParsedTurn:
     if f"</{name}>" not in rest:
         return problem(ParseProblem.UNCLOSED, f"<{name}>", think)
     inner = rest.removeprefix(f"<{name}>").removesuffix(f"</{name}>")
-    if rest != f"<{name}>{inner}</{name}>" or any(tag in inner for tag in _TAGS):
+    if rest != f"<{name}>{inner}</{name}>" or _TAG.search(inner):
         return problem(ParseProblem.STRAY_TEXT, think=think)
     if name == "answer":
         inner = inner.strip()
@@ -175,7 +176,9 @@ def parse_call(text: str) -> ToolCall | tuple[ParseProblem, str]:
         return ParseProblem.BAD_JSON, f"longer than {MAX_CALL_CHARS} characters"
     try:
         value = strict_json(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        text.encode()
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         return ParseProblem.BAD_JSON, "nested too deeply"
     except UnicodeEncodeError:

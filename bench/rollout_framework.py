@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from stopwatch import Stopwatch
+
 from agentvision import build, images
 from agentvision.data import open_questions
 from agentvision.images import ImageStore
@@ -33,8 +35,6 @@ from agentvision.recipe import Recipe, load_recipe
 from agentvision.rollout import rollout_groups
 from agentvision.tokens import Codec
 from agentvision.types import Group, Sample, StopReason
-
-from stopwatch import Stopwatch
 
 TARGET_US = 200.0
 TARGET_BYTES = 20_000
@@ -157,7 +157,9 @@ async def timed(job: Job, profile: cProfile.Profile | None = None) -> dict[str, 
 async def weighed(job: Job) -> dict[str, float]:
     """Bytes of Python objects an episode: while all wait for their first turn, for their second, and finished."""
     codec = job.codec()
-    await Job(groups=1, size=2).run(ReadyEngine(codec, episodes=2), ImageStore())  # caches that do not grow with episodes
+    await Job(groups=1, size=2).run(
+        ReadyEngine(codec, episodes=2), ImageStore()
+    )  # caches that do not grow with episodes
     held: dict[str, float] = {}
 
     def weigh(name: str) -> None:
@@ -219,7 +221,9 @@ def table(results: dict[str, Any]) -> str:
         ("unique images, and how many were preprocessed", f"{results['images']:.0f}, {results['preprocessed']:.0f}",
          "once each"),
     ]  # fmt: skip
-    head = f"{results['episodes']:,} episodes at once in groups of {results['group_size']}, {results['steps']:,.0f} steps;"
+    head = (
+        f"{results['episodes']:,} episodes at once in groups of {results['group_size']}, {results['steps']:,.0f} steps;"
+    )
     lines = [f"{head} median of {results['rounds']} runs.", "", "| what | measured | wanted |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
