@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: s
 async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: float) -> Any:
     """Run a function in a thread and await it for at most `timeout_s`. Raises `DeadlinePassed`."""
     loop = asyncio.get_running_loop()
-    job = _Job(name, function, loop, loop.create_future())
+    if (box := _POSTBOXES.get(loop)) is None:
+        box = _POSTBOXES[loop] = _Postbox()
+    job = _Job(name, function, loop, box, loop.create_future())
     _POOL.submit(job)
 
     def look_at_the_clock() -> None:
@@ -139,6 +142,7 @@ class _Job:
     name: str
     function: Callable[[], Any]
     loop: asyncio.AbstractEventLoop
+    box: _Postbox
     outcome: asyncio.Future[Any]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     started: float | None = None
@@ -165,8 +169,32 @@ class _Job:
             else:
                 self.outcome.set_result(value)
 
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(settle)
+        self.box.post(settle, self.loop)
+
+
+class _Postbox:
+    """What threads have to tell one event loop. It is woken once for all that they put in before it looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Callable[[], None]] = []
+
+    def post(self, settle: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            self._waiting.append(settle)
+            first = len(self._waiting) == 1
+        if first:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for settle in waiting:
+            settle()
+
+
+_POSTBOXES: WeakKeyDictionary[asyncio.AbstractEventLoop, _Postbox] = WeakKeyDictionary()
 
 
 class _Pool:

@@ -130,10 +130,9 @@ _PROBLEM_TEXTS = {
 
 def _parse_think(text: str) -> ParsedTurn:
     body = text.strip()
-    answer = _only_answer(body)
 
     def problem(kind: ParseProblem, detail: str = "", think: str | None = None) -> ParsedTurn:
-        return ParsedTurn(think=think, answer=answer, problem=kind, detail=detail)
+        return ParsedTurn(think=think, answer=_only_answer(body), problem=kind, detail=detail)
 
     if not body.startswith("<think>"):
         return problem(ParseProblem.NO_THINK)

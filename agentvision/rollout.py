@@ -110,7 +110,7 @@ class _Episode:
                 views=self.views,
                 segments=self.segments,
                 store=self.store,
-                sampling=replace(self.sampling, max_tokens=room),
+                sampling=self.sampling if room == self.sampling.max_tokens else replace(self.sampling, max_tokens=room),
                 turn=len(self.turns),
                 tools=self.tools,
             )
