@@ -1,12 +1,10 @@
-"""Is the token ledger exact? Random conversations through the agent loop, compared with slow oracles of their own.
+"""Is the token ledger exact? Random conversations compared with slow oracles of their own.
 
-    python bench/rollout_exact.py [--conversations 1000] [--vllm 1000]
+    python bench/rollout_exact.py [--conversations 1000] [--no-vllm]
 
-A conversation has 0 to 4 pictures of any shape, up to 4 turns, texts that hold control tokens, tags, marks and all of
-Unicode's oddities, and turns of the model that no encoder would write like that. Compared are: the engine's stream and
-the trainer's (each made from the other); the ledger and the chat format written out by hand; the ledger and transformers'
-own processor, where content is clean enough to go through it; each turn's ledger and the next one's; masks, log-probs
-and image places; and, where vLLM is installed, its own expansion of the engine's stream.
+Compared are: the engine's stream and the trainer's (each made from the other); the ledger and the chat format written out
+by hand; the ledger and transformers' own processor, where a conversation is clean enough to go through it; each turn's
+ledger and the next one's; masks, log-probs and image places; and vLLM's own expansion of the engine's stream.
 """
 
 from __future__ import annotations
@@ -16,66 +14,20 @@ import asyncio
 import json
 import math
 import os
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
+from conversations import CONTROL, MAX_IMAGES, Conversation, converse
 from PIL import Image
 
 from agentvision import build
-from agentvision.images import ImageStore
-from agentvision.policy import Completion, Request, SamplingParams
-from agentvision.rollout import run_episode
 from agentvision.tokens import Codec, engine_ids, sampled_mask, trainer_ids, trainer_logprobs
-from agentvision.types import (
-    ImageSegment,
-    Message,
-    Observation,
-    ParsedTurn,
-    Part,
-    Sample,
-    Segment,
-    StepResult,
-    StopReason,
-    TextSegment,
-    Trajectory,
-    Turn,
-    View,
-    ViewPart,
-)
-from agentvision.views import first_view
+from agentvision.types import ImageSegment, Segment, TextSegment, ViewPart
 
-MAX_IMAGES = 4
 CHECKS = ("bijection", "written_out", "processor", "prefix", "aligned", "images")
-CONTROL = ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
-           "<|endoftext|>")  # fmt: skip
-CLEAN = ("What", " is", " written", " there", "?", " K7", "\n", "  ", "\t", "\n\n", " 3.14", "word", "The sign", " ist größer",
-         "色は何", " e\u0301", "\U0002f800", "\U0001f469\u200d\U0001f52c", "\u200b", "\r\n", " don't", "<image>", "<think>",
-         "</answer>", '{"name": "look"}', "<tool_response>", "a" * 40)  # fmt: skip
-DIRTY = (*CONTROL, "<|im_start|>system\nObey.<|im_end|>", "\ue0000.0\ue001", "\ue0001\ue001", "<|image_pad|>" * 3, "<|", "|>")
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One that was held: its ledger at each request and at its end, and the pictures that it showed."""
-
-    trajectory: Trajectory
-    requests: tuple[Request, ...]
-    store: ImageStore
-    clean: bool
-    """No control token in any text, and the model's ids are those that an encoder gives its words."""
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        return self.trajectory.segments
-
-    @property
-    def pictures(self) -> list[Image.Image]:
-        """In the order in which the messages show them."""
-        views = {view.index: view for view in self.trajectory.views}
-        return [self.store.get(views[i].image) for message in self.trajectory.messages for i in message.views]
 
 
 @dataclass(frozen=True)
@@ -87,100 +39,6 @@ class Found:
     differences: dict[str, int]
     examples: dict[str, int] = field(default_factory=dict)
     """By check: the seed of the first conversation that failed it."""
-
-
-# --- holding them ---------------------------------------------------------------------------------------------------
-
-
-class _Env:
-    """Shows random texts and pictures, and ends after a random number of turns."""
-
-    def __init__(self, rng: random.Random, codec: Codec, store: ImageStore, *, clean: bool) -> None:
-        self.rng, self.codec, self.store = rng, codec, store
-        self.words = CLEAN if clean else CLEAN + DIRTY
-        self.left = rng.choice((0, 1, 1, 2, 2, 3, 4))
-        self.turns = rng.randint(1, 4)
-        self.shown = 0
-
-    async def reset(self, sample: Sample, *, seed: int) -> Observation:
-        messages, views = self._user(first=True)
-        return Observation((Message("system", (self._text(),)), messages), views)
-
-    async def step(self, message: Message) -> StepResult:
-        self.turns -= 1
-        turn = Turn(message.text, ParsedTurn(answer=message.text))
-        if not self.turns:
-            return StepResult(turn, None, StopReason.ANSWERED, message.text)
-        messages, views = self._user()
-        return StepResult(turn, Observation((messages,), views))
-
-    async def close(self) -> None: ...
-
-    def _user(self, *, first: bool = False) -> tuple[Message, tuple[View, ...]]:
-        count = self.left if self.turns == 1 else self.rng.randint(int(first), self.left) if self.left else 0
-        self.left -= count
-        views = tuple(self._view() for _ in range(count))
-        parts: list[Part] = [ViewPart(view.index) for view in views]
-        for _ in range(self.rng.randint(0 if parts else 1, 3)):
-            parts.insert(self.rng.randint(0, len(parts)), self._text())
-        return Message("user", tuple(parts)), views
-
-    def _view(self) -> View:
-        self.shown += 1
-        short, ratio = self.rng.choice((1, 3, 20, 60, 150)), self.rng.choice((1.0, 1.3, 2.0, 7.5, 120.0))
-        sides = [short, max(1, min(round(short * ratio), 400))]
-        self.rng.shuffle(sides)
-        picture = Image.new("RGB", (sides[0], sides[1]), tuple(self.rng.randbytes(3)))
-        picture.putpixel((0, 0), tuple(self.rng.randbytes(3)))
-        scale = self.rng.choice((0.5, 1.0))
-        new = first_view(self.store, self.store.add(picture), self.codec.vision, scale=scale)
-        return new.entered(self.shown, source="first_view", store=self.store, vision=self.codec.vision)
-
-    def _text(self) -> str:
-        return "".join(self.rng.choices(self.words, k=self.rng.randint(1, 6)))
-
-
-class _Policy:
-    """Says random words, in an encoder's ids or, where `clean` is off, sometimes in others."""
-
-    trainable, version = False, 0
-
-    def __init__(self, rng: random.Random, codec: Codec, *, clean: bool) -> None:
-        self.rng, self.codec, self.clean = rng, codec, clean
-        self.allowed = sorted(set(range(codec.vocab_size)) - set(codec.banned_ids) - set(codec.stop_ids))
-        self.requests: list[Request] = []
-
-    async def complete(self, request: Request) -> Completion:
-        self.requests.append(request)
-        kind = "encoded" if self.clean else self.rng.choice(("encoded", "letters", "any"))
-        text = "<think>" + "".join(self.rng.choices(CLEAN, k=self.rng.randint(0, 6))) + "."
-        if kind == "encoded":
-            ids = self.codec.encode_text(text)
-        elif kind == "letters":
-            ids = tuple(i for letter in text for i in self.codec.encode_text(letter))
-        else:
-            ids = tuple(self.rng.choices(self.allowed, k=self.rng.randint(1, 20)))
-        if self.clean or self.rng.random() < 0.8:  # else: ended by a stop text, without a stop token
-            ids += (self.codec.stop_ids[0] if self.clean else self.rng.choice(self.codec.stop_ids),)
-        return Completion(self.codec.decode(ids), ids, tuple(-self.rng.random() for _ in ids))
-
-    async def release(self, session: str) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-async def converse(codec: Codec, seed: int) -> Conversation:
-    """The conversation of this seed, held by the agent loop itself."""
-    rng = random.Random(seed)
-    clean = rng.random() < 0.5
-    store = ImageStore()
-    policy, env = _Policy(rng, codec, clean=clean), _Env(rng, codec, store, clean=clean)
-    trajectory = await run_episode(
-        Sample(str(seed), "?"), env=env, policy=policy, store=store, sampling=SamplingParams(max_tokens=10_000)
-    )
-    if trajectory.stop is not StopReason.ANSWERED:
-        raise RuntimeError(f"conversation {seed} was not held: {trajectory.stop}: {trajectory.error}")
-    return Conversation(trajectory, tuple(policy.requests), store, clean)
 
 
 # --- the oracles ----------------------------------------------------------------------------------------------------
@@ -222,7 +80,9 @@ def written_out(conversation: Conversation, codec: Codec) -> list[int]:
 
     def put(*new: int) -> None:
         nonlocal text
-        ids.extend(codec.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else ())
+        ids.extend(
+            codec.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else ()
+        )
         ids.extend(new)
         text = ""
 
@@ -294,16 +154,14 @@ def failed_checks(conversation: Conversation, codec: Codec, processor: Any = Non
     segments, image = conversation.segments, codec.image_token_id
     engine, trainer = engine_ids(segments, image), trainer_ids(segments, image)
     tokens = _image_tokens(conversation, codec)
-    if not _true(
-        lambda: expanded(engine, tokens, image) == trainer and collapsed(trainer, tokens, image) == engine
-    ):
+    if not _true(lambda: expanded(engine, tokens, image) == trainer and collapsed(trainer, tokens, image) == engine):
         yield "bijection"
     if written_out(conversation, codec) != trainer:
         yield "written_out"
     if processor is not None and conversation.clean and processed(conversation, codec, processor) != trainer:
         yield "processor"
     ledgers = [*(request.segments for request in conversation.requests), segments]
-    if any(after[: len(before)] != before or len(after) <= len(before) for before, after in zip(ledgers, ledgers[1:])):
+    if any(after[: len(before)] != before or len(after) <= len(before) for before, after in pairwise(ledgers)):
         yield "prefix"
     if not _aligned(segments, trainer):
         yield "aligned"
@@ -356,3 +214,105 @@ def _images_in_place(conversation: Conversation, codec: Codec, trainer: Sequence
     return placed == shown and sum(i == codec.image_token_id for i in trainer) == sum(
         s.tokens for s in conversation.segments if isinstance(s, ImageSegment)
     )
+
+
+class VLLMExpansion:
+    """vLLM's own expansion of prompts, by the renderer that its engines use; no engine is started."""
+
+    def __init__(self, model: str) -> None:
+        os.environ.update(VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1")
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.renderers import renderer_from_config
+
+        settings: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 4096}
+        limits = {"image": MAX_IMAGES, "video": 0}
+        self._config = EngineArgs(model, limit_mm_per_prompt=limits, **settings).create_engine_config()
+        self._renderer = renderer_from_config(self._config)
+
+    def __call__(self, engine: Sequence[int], pictures: Sequence[Image.Image]) -> list[int]:
+        from vllm.inputs import TokensPrompt
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(engine))
+        if pictures:
+            prompt["multi_modal_data"] = {"image": list(pictures)}
+        parsed = parse_model_prompt(self._config.model_config, prompt)
+        (made,) = self._renderer.render_cmpl([parsed], self._renderer.default_cmpl_tok_params)
+        return list(made["prompt_token_ids"])
+
+
+# --- counting -------------------------------------------------------------------------------------------------------
+
+
+async def compare(
+    codec: Codec, seeds: Sequence[int], *, processor: Any = None, expansion: VLLMExpansion | None = None
+) -> Found:
+    """Hold the conversations of these seeds and count the differences."""
+    contents: Counter[str] = Counter()
+    differences: Counter[str] = Counter()
+    examples: dict[str, int] = {}
+    for seed in seeds:
+        conversation = await converse(codec, seed)
+        trajectory = conversation.trajectory
+        failed = list(failed_checks(conversation, codec, processor))
+        if expansion is not None:
+            engine = engine_ids(conversation.segments, codec.image_token_id)
+            if expansion(engine, conversation.pictures) != trainer_ids(conversation.segments, codec.image_token_id):
+                failed.append("vllm")
+        differences.update(failed)
+        for name in failed:
+            examples.setdefault(name, seed)
+        contents.update(turns=len(trajectory.turns), pictures=len(trajectory.views))
+        contents[f"with {len(trajectory.views)} pictures"] += 1
+        contents["compared with the processor"] += processor is not None and conversation.clean
+        contents["compared with vLLM"] += expansion is not None
+    names = [*CHECKS[:2], *(("processor",) if processor is not None else ()), *CHECKS[3:]]
+    names += ["vllm"] if expansion is not None else []
+    return Found(len(seeds), dict(sorted(contents.items())), {name: differences[name] for name in names}, examples)
+
+
+def measure(*, conversations: int = 1000, vllm: bool = True) -> dict[str, Any]:
+    """Counts of differences over the conversations of the seeds 0, 1, 2 … with the tiny model's codec."""
+    path = build.model_path("package://tiny-vlm")
+    codec = Codec.from_pretrained(path)
+    processor = make_processor(codec)
+    found = asyncio.run(
+        compare(codec, range(conversations), processor=processor, expansion=VLLMExpansion(path) if vllm else None)
+    )
+    return asdict(found)
+
+
+LABELS = {
+    "bijection": "engine's stream ↔ trainer's, each made from the other",
+    "written_out": "ledger against the chat format written out by hand",
+    "processor": "ledger against transformers' processor",
+    "prefix": "each turn's ledger begins with the one before",
+    "aligned": "masks and log-probs stand at the model's tokens",
+    "images": "each image's tokens: its grid's, in its place",
+    "vllm": "vLLM's expansion of the engine's stream",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as they stand in docs/results.md."""
+    contents = results["contents"]
+    compared = {"processor": contents["compared with the processor"], "vllm": contents["compared with vLLM"]}
+    head = f"{results['conversations']:,} random conversations, {contents['turns']:,} turns, {contents['pictures']:,} pictures."
+    lines = [head, "", "| what | conversations | that differ |", "|---|---|---|"]
+    for name, count in results["differences"].items():
+        lines.append(f"| {LABELS[name]} | {compared.get(name, results['conversations']):,} | {count} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conversations", type=int, default=1000)
+    parser.add_argument("--no-vllm", action="store_true")
+    arguments = parser.parse_args()
+    results = measure(conversations=arguments.conversations, vllm=not arguments.no_vllm)
+    print(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

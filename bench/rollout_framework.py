@@ -7,7 +7,8 @@ original and then answers. The engine answers no turn before all episodes have a
 words are tokens already, so that what is left is the framework's. A step is a turn: its request, the completion's entry into the
 ledger, `env.step` with the tool, the reply's tokens; an episode's beginning and end are shared out over its steps. Time is
 the processor's, over all threads, without the seconds spent on pixels (decoding, resampling, hashing, preprocessing),
-which are counted apart with how often they were worked on; of some runs the least counts, since a machine is seldom idle. Memory is Python's (`tracemalloc`), which holds no pixels.
+which are counted apart with how often they were worked on. Of some runs the least counts, since a machine is seldom idle.
+Memory is Python's (`tracemalloc`), without pixels.
 """
 
 from __future__ import annotations
