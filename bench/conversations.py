@@ -55,6 +55,7 @@ class Conversation:
 
     trajectory: Trajectory
     requests: tuple[Request, ...]
+    said: tuple[Completion, ...]
     store: ImageStore
     clean: bool
     """No control token in any text, and the model's ids are those that an encoder gives its words."""
@@ -127,6 +128,7 @@ class _Policy:
         self.rng, self.codec, self.clean = rng, codec, clean
         self.allowed = sorted(set(range(codec.vocab_size)) - set(codec.banned_ids) - set(codec.stop_ids))
         self.requests: list[Request] = []
+        self.said: list[Completion] = []
 
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
@@ -140,7 +142,8 @@ class _Policy:
             ids = tuple(self.rng.choices(self.allowed, k=self.rng.randint(1, 20)))
         if self.clean or self.rng.random() < 0.8:  # else: ended by a stop text, without a stop token
             ids += (self.codec.stop_ids[0] if self.clean else self.rng.choice(self.codec.stop_ids),)
-        return Completion(self.codec.decode(ids), ids, tuple(-self.rng.random() for _ in ids))
+        self.said.append(Completion(self.codec.decode(ids), ids, tuple(-self.rng.random() for _ in ids)))
+        return self.said[-1]
 
     async def release(self, session: str) -> None: ...
 
@@ -158,4 +161,4 @@ async def converse(codec: Codec, seed: int) -> Conversation:
     )
     if trajectory.stop is not StopReason.ANSWERED:
         raise RuntimeError(f"conversation {seed} was not held: {trajectory.stop}: {trajectory.error}")
-    return Conversation(trajectory, tuple(policy.requests), store, clean)
+    return Conversation(trajectory, tuple(policy.requests), tuple(policy.said), store, clean)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from agentvision import build
 from agentvision.tokens import Codec, engine_ids, sampled_mask, trainer_ids, trainer_logprobs
-from agentvision.types import ImageSegment, Segment, TextSegment, ViewPart
+from agentvision.types import ImageSegment, ViewPart
 
 CHECKS = ("bijection", "written_out", "processor", "prefix", "aligned", "images")
 
@@ -73,7 +73,7 @@ def collapsed(ids: Sequence[int], tokens: Sequence[int], image_token_id: int) ->
 def written_out(conversation: Conversation, codec: Codec) -> list[int]:
     """The trainer's ids by the chat format written down here, content as plain characters, the model's turns as sampled."""
     control = {name: codec.tokenizer.convert_tokens_to_ids(name) for name in CONTROL}
-    sampled = iter([s.ids for s in conversation.segments if isinstance(s, TextSegment) and s.sampled])
+    sampled = iter([completion.ids for completion in conversation.said])
     tokens = iter(_image_tokens(conversation, codec))
     ids: list[int] = []
     text, ended = "", False
@@ -163,7 +163,7 @@ def failed_checks(conversation: Conversation, codec: Codec, processor: Any = Non
     ledgers = [*(request.segments for request in conversation.requests), segments]
     if any(after[: len(before)] != before or len(after) <= len(before) for before, after in pairwise(ledgers)):
         yield "prefix"
-    if not _aligned(segments, trainer):
+    if not _aligned(conversation, trainer):
         yield "aligned"
     if not _images_in_place(conversation, codec, trainer):
         yield "images"
@@ -176,15 +176,15 @@ def _true(check: Callable[[], bool]) -> bool:
         return False
 
 
-def _aligned(segments: Sequence[Segment], trainer: Sequence[int]) -> bool:
-    """Masks and log-probs have the stream's length, and are the model's exactly where its tokens stand."""
-    mask, logprobs = sampled_mask(segments), trainer_logprobs(segments)
-    said = [s for s in segments if isinstance(s, TextSegment) and s.sampled]
+def _aligned(conversation: Conversation, trainer: Sequence[int]) -> bool:
+    """Masks and log-probs have the stream's length, and are what the policy said exactly where its tokens stand."""
+    mask, logprobs = sampled_mask(conversation.segments), trainer_logprobs(conversation.segments)
     return (
         len(mask) == len(logprobs) == len(trainer)
-        and [i for i, m in zip(trainer, mask, strict=True) if m] == [i for s in said for i in s.ids]
-        and [p for p, m in zip(logprobs, mask, strict=True) if m] == [p for s in said for p in s.logprobs or ()]
-        and all(p == 0.0 for p, m in zip(logprobs, mask, strict=True) if not m)
+        and [i for i, m in zip(trainer, mask, strict=True) if m] == [i for said in conversation.said for i in said.ids]
+        and [p for p, m in zip(logprobs, mask, strict=True) if m]
+        == [p for said in conversation.said for p in said.logprobs]
+        and not any(p for p, m in zip(logprobs, mask, strict=True) if not m)
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from agentvision._whole_file import whole_file
+from agentvision._heap import settled_heap
 from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
@@ -104,7 +105,7 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
     try:
-        with Interruption() as interruption:
+        with Interruption() as interruption, settled_heap():
             return await _stages(
                 recipe,
                 out,
