@@ -16,8 +16,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from agentvision._whole_file import whole_file
 from agentvision._heap import settled_heap
+from agentvision._whole_file import whole_file
 from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
