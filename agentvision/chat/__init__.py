@@ -1,14 +1,14 @@
-"""One chat model of any provider, asked by name: for judges today, for the policies of an evaluation tomorrow.
+"""One chat model of any provider, asked by name: for judges and for policies.
 
 `Chat.ask(messages) -> Reply`, from any event loop and any thread. What a network and a provider do is met here, so that
 nobody above has to: deadlines, retries, a circuit breaker, rate limits, a ceiling on money. A reply is the model's own words
-or there is none: everything else is a `ChatError` with a short `reason`. litellm speaks the providers' dialects, and only
-`provider.py` knows it.
+or there is none: everything else is a `ChatError` with a short `reason`. litellm speaks the providers' dialects, the OpenAI SDK
+that of OpenAI's own and of compatible servers; what surrounds a request is the same for both.
 """
 
-from agentvision.chat.chat import Chat, Messages
+from agentvision.chat.chat import Chat, Client, Messages
 from agentvision.chat.errors import ChatDown, ChatError, ChatFailed, ChatRefused, ChatSetupError, CostCeiling
-from agentvision.chat.replies import Reply, Usage
+from agentvision.chat.replies import Reply, ToolUse, Usage
 
 __all__ = [
     "Chat",
@@ -17,8 +17,10 @@ __all__ = [
     "ChatFailed",
     "ChatRefused",
     "ChatSetupError",
+    "Client",
     "CostCeiling",
     "Messages",
     "Reply",
+    "ToolUse",
     "Usage",
 ]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import stamina
 
+from agentvision.chat import litellm_client, openai_client
 from agentvision.chat.breaker import Breaker
+from agentvision.chat.endpoint import Completion, Prices
 from agentvision.chat.errors import ChatError, ChatFailed, ChatRefused, ChatSetupError, Fault
 from agentvision.chat.limits import Budget, Rate, Taken
 from agentvision.chat.network import on_network
-from agentvision.chat.provider import Completion, Prices, connect
 from agentvision.chat.replies import Reply, Usage
 
 Messages = Sequence[Mapping[str, Any]]
@@ -31,14 +34,31 @@ BYTES_PER_TOKEN = 3.0
 IMAGE_TOKENS = 1500.0
 """Estimates on the safe side, for rates and the ceiling; corrected by what the provider reports."""
 
+Client: TypeAlias = Literal["litellm", "openai"]
+_CONNECT = {"litellm": litellm_client.connect, "openai": openai_client.connect}
+
 _RESERVED = {"model", "messages", "api_base", "base_url", "api_key", "temperature", "max_tokens", "timeout"}
-_RESERVED |= {"max_retries", "num_retries", "response_format", "stream", "n"}
+_RESERVED |= {"max_retries", "num_retries", "response_format", "stream", "n", "tools"}
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What one call asks. `tokens` is the guess of what its prompt costs, `max_tokens` what its reply may."""
+
+    messages: Messages
+    settings: Mapping[str, Any]
+    schema: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]]
+    may_be_empty: bool
+    max_tokens: int
+    tokens: float
 
 
 class Chat:
     """A chat model by litellm's name of it, as `openai/gpt-4o`; a server of one's own is `openai/NAME` with `api_base`.
 
     Args:
+        client: `openai` asks OpenAI, or the server at `api_base`, without litellm; `model` is then that server's name of it.
         api_base: address of an OpenAI-compatible server, or of a gateway.
         api_key_env: the variable that holds the key; without, the provider's usual one (and none for `api_base`).
         temperature: not sent when None, for models that refuse it.
@@ -60,6 +80,7 @@ class Chat:
         self,
         model: str,
         *,
+        client: Client = "litellm",
         api_base: str | None = None,
         api_key_env: str | None = None,
         temperature: float | None = 0.0,
@@ -92,7 +113,9 @@ class Chat:
                 f"settings: {names}: set by this program, or by a setting of its own.", reason="bad_setting"
             )
         given = None if prices is None else Prices(prices[0] / 1e6, prices[1] / 1e6)
-        self._endpoint = connect(model, api_base=api_base, api_key_env=api_key_env, prices=given, schemas=json_schema)
+        self._endpoint = _CONNECT[client](
+            model, api_base=api_base, api_key_env=api_key_env, prices=given, schemas=json_schema
+        )
         if max_cost_usd is not None and self._endpoint.prices is None:
             raise ChatSetupError(
                 f"max_cost_usd={max_cost_usd!r}: no price is known for {model}, so the ceiling could not be kept. Give prices "
@@ -104,8 +127,7 @@ class Chat:
         self.timeout_s = timeout_s
         self.attempts = attempts
         self.patience_s = patience_s
-        self._settings = {"max_tokens": max_tokens, **({} if temperature is None else {"temperature": temperature})}
-        self._settings |= settings or {}
+        self._settings = {**({} if temperature is None else {"temperature": temperature}), **(settings or {})}
         # Bound to the network's loop when first waited for; nothing here is touched by a caller's.
         self._slots = asyncio.Semaphore(concurrency)
         self._requests = None if requests_per_minute is None else Rate(requests_per_minute)
@@ -132,23 +154,47 @@ class Chat:
         """Whether the cost of a reply is known."""
         return self._endpoint.prices is not None
 
-    async def ask(self, messages: Messages, *, schema: Mapping[str, Any] | None = None) -> Reply:
+    @property
+    def seeds(self) -> bool:
+        """Whether the model takes a seed."""
+        return self._endpoint.seeds
+
+    async def ask(
+        self,
+        messages: Messages,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        max_tokens: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        may_be_empty: bool = False,
+    ) -> Reply:
         """The model's reply. Raises `ChatError`, with its reason.
 
         A `schema` holds the reply to it where the provider can (`Reply.structured`); elsewhere it is left out, so the messages
-        should say what form is wanted.
+        should say what form is wanted. `tools` are offered by the protocol's own means (`Reply.calls`). `max_tokens` replaces
+        the chat's; `settings` are of this request alone, and the chat's own come first. Where a reply `may_be_empty`, one that
+        says nothing counts, be it cut off, and is not asked for again.
         """
-        return await on_network(self._ask(messages, schema if self._endpoint.schemas else None))
+        question = _Question(
+            messages,
+            settings={**(settings or {}), **self._settings, "max_tokens": max_tokens or self.max_tokens},
+            schema=schema if self._endpoint.schemas else None,
+            tools=tools,
+            may_be_empty=may_be_empty,
+            max_tokens=max_tokens or self.max_tokens,
+            tokens=_estimate(messages, tools),
+        )
+        return await on_network(self._ask(question))
 
-    async def _ask(self, messages: Messages, schema: Mapping[str, Any] | None) -> Reply:
+    async def _ask(self, question: _Question) -> Reply:
         began = time.monotonic()
-        tokens = _estimate(messages)
         tried = 0
 
         async def attempt() -> Completion:
             nonlocal tried
             tried += 1
-            return await self._attempt(messages, schema, tokens, again=tried > 1)
+            return await self._attempt(question, again=tried > 1)
 
         self._count(calls=1)
         try:
@@ -171,22 +217,23 @@ class Chat:
             seconds=time.monotonic() - began,
             attempts=tried,
             finish=completion.finish,
-            structured=schema is not None,
+            structured=question.schema is not None,
+            reasoning=completion.reasoning,
+            calls=completion.calls,
+            thinking=completion.thinking,
         )
 
-    async def _attempt(
-        self, messages: Messages, schema: Mapping[str, Any] | None, tokens: float, *, again: bool
-    ) -> Completion:
+    async def _attempt(self, question: _Question, *, again: bool) -> Completion:
         async with self._slots:
-            taken = await self._in_rates(tokens + self.max_tokens)
-            async with self._budget.hold(self._most_usd(tokens)), self._breaker.attempt(again=again):
+            taken = await self._in_rates(question.tokens + question.max_tokens)
+            async with self._budget.hold(self._most_usd(question)), self._breaker.attempt(again=again):
                 self._count(attempts=1, retries=int(again))
                 try:
-                    completion = await self._complete(messages, schema)
-                    self._pay(completion, tokens)
+                    completion = await self._complete(question)
+                    self._pay(completion, question)
                     if self._tokens and taken and completion.usage:
                         self._tokens.correct(taken, sum(completion.usage))
-                    return self._worded(completion)
+                    return self._worded(completion, question)
                 except Fault as fault:
                     self._faults[fault.reason] += 1
                     raise
@@ -198,40 +245,47 @@ class Chat:
             await self._requests.take(1, check=self._breaker.check)
         return taken
 
-    async def _complete(self, messages: Messages, schema: Mapping[str, Any] | None) -> Completion:
+    async def _complete(self, question: _Question) -> Completion:
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await self._endpoint.complete(
-                    messages, timeout_s=self.timeout_s, schema=schema, settings=self._settings
+                    question.messages,
+                    timeout_s=self.timeout_s,
+                    settings=question.settings,
+                    schema=question.schema,
+                    tools=question.tools,
                 )
         except TimeoutError:
             raise Fault("timeout", f"{self._endpoint.name}: no whole reply within {self.timeout_s:g} s.") from None
 
-    def _worded(self, completion: Completion) -> Completion:
+    def _worded(self, completion: Completion, question: _Question) -> Completion:
         """The completion, if it says something."""
-        if completion.text.strip():
+        if completion.text.strip() or completion.calls:
             return completion
         name = self._endpoint.name
-        if completion.finish == "length":
-            raise ChatRefused(
-                f"{name} used up max_tokens={self.max_tokens} before it said anything. Raise max_tokens.",
-                reason="cut_off",
-            )
         if completion.finish == "content_filter":
             raise ChatRefused(f"{name}: a content filter of the provider kept the reply.", reason="filtered")
+        if question.may_be_empty:
+            return completion
+        if completion.finish == "length":
+            raise ChatRefused(
+                f"{name} used up max_tokens={question.max_tokens} before it said anything. Raise max_tokens.",
+                reason="cut_off",
+            )
         raise Fault("empty", f"{name}: the reply is empty.", down=False)
 
-    def _most_usd(self, tokens: float) -> float:
-        return self._endpoint.prices.cost(tokens, self.max_tokens) if self._endpoint.prices else 0.0
+    def _most_usd(self, question: _Question) -> float:
+        prices = self._endpoint.prices
+        return prices.cost(question.tokens, question.max_tokens) if prices else 0.0
 
     def _cost(self, completion: Completion) -> float | None:
         prices = self._endpoint.prices
         return None if prices is None or completion.usage is None else prices.cost(*completion.usage)
 
-    def _pay(self, completion: Completion, tokens: float) -> None:
+    def _pay(self, completion: Completion, question: _Question) -> None:
         """Count what a completion took, be it of use or not; without a report of usage the ceiling assumes the most."""
         cost = self._cost(completion)
-        self._budget.spent_usd += self._most_usd(tokens) if cost is None else cost
+        self._budget.spent_usd += self._most_usd(question) if cost is None else cost
         prompt, words = completion.usage or (0, 0)
         self._count(prompt_tokens=prompt, completion_tokens=words, cost_usd=cost or 0.0, unpriced=int(cost is None))
 
@@ -248,9 +302,9 @@ class Chat:
             self._counts[name] = self._counts.get(name, 0) + value
 
 
-def _estimate(messages: Messages) -> float:
+def _estimate(messages: Messages, tools: Sequence[Mapping[str, Any]]) -> float:
     """How many tokens the messages may be; images are counted, not measured."""
-    tokens = 8.0
+    tokens = 8.0 + sum(len(json.dumps(tool)) for tool in tools) / BYTES_PER_TOKEN
     for message in messages:
         content = message.get("content") or ""
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -9,8 +9,23 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class ToolUse:
+    """A tool call by the protocol's own means. `arguments` are as the model wrote them, which may be no JSON.
+
+    `raw` is the call as it goes back to the provider in the next request.
+    """
+
+    name: str
+    arguments: str
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Reply:
-    """A model's words and what they took. `cost_usd` is None where no price is known or no usage was reported."""
+    """A model's words and what they took. `cost_usd` is None where no price is known or no usage was reported.
+
+    `thinking` are the provider's own blocks of it, to be sent back as they are with the calls that they led to.
+    """
 
     text: str
     prompt_tokens: int = 0
@@ -20,6 +35,9 @@ class Reply:
     attempts: int = 1
     finish: str = "stop"  # "length": cut off at max_tokens
     structured: bool = False  # the provider was held to the schema
+    reasoning: str = ""  # what it thought, where the provider tells it apart
+    calls: tuple[ToolUse, ...] = ()
+    thinking: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

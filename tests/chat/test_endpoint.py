@@ -12,7 +12,7 @@ from email.utils import format_datetime
 import pytest
 
 from agentvision.chat import Chat, ChatError, ChatFailed, ChatRefused, ChatSetupError
-from agentvision.chat.provider import _retry_after
+from agentvision.chat.endpoint import _retry_after
 from tests.openai_server import OpenAIServer
 
 ASK = [{"role": "user", "content": "Is it right?"}]
