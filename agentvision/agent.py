@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agentvision import build
 from agentvision._workers import run_sync
-from agentvision.compute import VisionSpec
 from agentvision.errors import RecipeError
 from agentvision.images import ImageStore
-from agentvision.policy import Policy, SamplingParams
+from agentvision.policy import Policy, SamplingParams, calls_natively, vision_of
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.rollout import Limits, MakeEnv, run_episode
 from agentvision.tool import Tool
@@ -72,7 +71,7 @@ class Agent:
     ) -> Self:
         """An agent that runs episodes as the recipe does.
 
-        `recipe` is a name, a path or a loaded recipe; `model` is a folder or hub id in place of the recipe's; `policy` and
+        `recipe` is a name, a path or a loaded recipe; `model` stands in place of the recipe's; `policy` and
         `tools` replace the recipe's own. Turns are sampled at the recipe's evaluation temperature.
         """
         if isinstance(recipe, Recipe):
@@ -87,11 +86,10 @@ class Agent:
         if wrong := list(build.build_protocol(recipe).check([tool.schema for tool in tools])):
             raise RecipeError("\n".join(wrong))
         policy = build.build_policy(recipe, model=model) if policy is None else policy
-        vision = VisionSpec() if policy.codec is None else policy.codec.vision
-        settings = recipe
+        vision, native, settings = vision_of(policy), calls_natively(policy), recipe
 
         def make_env(store: ImageStore) -> MakeEnv:
-            return build.env_maker(settings, store=store, vision=vision, tools=tools)
+            return build.env_maker(settings, store=store, vision=vision, tools=tools, native=native)
 
         sampling = build.sampling_of(recipe, temperature=recipe.evaluation.temperature)
         return cls(policy, make_env, tools=tools, sampling=sampling, limits=build.limits_of(recipe))

@@ -40,16 +40,23 @@ def model_path(path: str) -> str:
 
 
 def build_policy(recipe: Recipe, *, model: str | Path | None = None) -> Policy:
-    """The recipe's policy with its model, or with another (`model`: a folder or hub id)."""
+    """The recipe's policy with its model, or with another (`model`: a folder, a hub id, or a server's name of one)."""
     make, options = policy_call(recipe, model=model)
     return _call(make, options, f"policy {recipe.policy.backend!r}")
 
 
 def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What makes the recipe's policy, and what it is called with; nothing is loaded but the plug-in's code."""
+    """What makes the recipe's policy, and what it is called with; nothing is loaded but the plug-in's code.
+
+    A backend that loads files has `from_pretrained(path, …)`; another takes `model`, a name, which `policy.options.model` may
+    give it. It gets what the recipe's section `model` says of the things that it has a parameter for. An option that is null
+    is left to the backend.
+    """
     backend = plugins.load("policies", recipe.policy.backend)
     settings = recipe.model
-    options: dict[str, Any] = {
+    loads = getattr(backend, "from_pretrained", None)
+    make = backend if loads is None else loads
+    of_model: dict[str, Any] = {
         "revision": settings.revision,
         "dtype": settings.dtype,
         "attn": settings.attn,
@@ -57,16 +64,48 @@ def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Cal
         "min_pixels": settings.min_pixels,
         "max_pixels": settings.max_pixels,
         "trust_remote_code": settings.trust_remote_code,
+        "context_tokens": recipe.sampling.context_tokens,
+    }
+    of_policy = {
         "max_rows": recipe.policy.max_rows,
         "placement": recipe.policy.placement,
         "endpoints": recipe.policy.endpoints or None,
     }
+    # What the section `policy` sets is meant for this backend, which says so if it does not know it.
+    asked = {key: value for key, value in of_policy.items() if value is not None}
+    options = _taken(make, of_model) | asked | recipe.policy.options
+    options = {key: value for key, value in options.items() if value is not None}
     path = model_path(str(model) if model is not None else settings.path)
-    make = getattr(backend, "from_pretrained", None)
-    if "context_tokens" in taken(make or backend):
-        options["context_tokens"] = recipe.sampling.context_tokens
-    options = {k: v for k, v in options.items() if v is not None} | recipe.policy.options
-    return (backend, options | {"model": path}) if make is None else (make, {"path": path, **options})
+    if loads is not None:
+        return make, {"path": path, **options}
+    return make, options | {"model": path if model is not None else options.get("model", path)}
+
+
+def check_policy(recipe: Recipe, *, model: str | Path | None = None) -> None:
+    """Raise for what would make every turn of the recipe's policy fail, where its backend has a `check` of its settings.
+
+    Nothing is asked of a network for it, and no model is loaded.
+    """
+    check = getattr(plugins.load("policies", recipe.policy.backend), "check", None)
+    if check is not None:
+        make, options = policy_call(recipe, model=model)
+        check(**fitted(make, options))
+
+
+def model_name(recipe: Recipe, *, model: str | Path | None = None) -> str:
+    """What the recipe's policy runs, as results and logs name it."""
+    _, options = policy_call(recipe, model=model)
+    return str(options.get("path", options.get("model")))
+
+
+def _taken(make: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that a plug-in has a parameter for."""
+    try:
+        parameters = taken(make)
+    except (TypeError, ValueError):  # written in C: it speaks for itself
+        return values
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {key: value for key, value in values.items() if free or key in parameters}
 
 
 def build_tools(recipe: Recipe) -> list[Tool]:
@@ -101,14 +140,19 @@ def offered(recipe: Recipe, found: object) -> list[Tool]:
     ]
 
 
-def build_protocol(recipe: Recipe) -> Protocol:
+def build_protocol(recipe: Recipe, *, native: bool = False) -> Protocol:
     settings = recipe.protocol
-    return Protocol(style=settings.style, system=settings.system, tool_reply=settings.tool_reply)
+    return Protocol(style=settings.style, system=settings.system, tool_reply=settings.tool_reply, native=native)
 
 
-def env_maker(recipe: Recipe, *, store: ImageStore, vision: VisionSpec, tools: Sequence[Tool]) -> MakeEnv:
-    """A function that makes a fresh environment for each episode; all of them share the store."""
-    settings, protocol = recipe.env, build_protocol(recipe)
+def env_maker(
+    recipe: Recipe, *, store: ImageStore, vision: VisionSpec, tools: Sequence[Tool], native: bool = False
+) -> MakeEnv:
+    """A function that makes a fresh environment for each episode; all of them share the store.
+
+    `native` says that the policy offers tools by its provider's own means.
+    """
+    settings, protocol = recipe.env, build_protocol(recipe, native=native and bool(tools))
 
     def make() -> VisionEnv:
         return VisionEnv(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from agentvision.compute import VisionSpec
 from agentvision.types import Message, Segment, TextSegment, View
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Completion:
 
     `text` is the ids decoded without special tokens. `ended` is False when the turn hit its token limit.
     `ids` includes the end-of-turn token that was sampled, if any. `versions` cover the ids one after another; more than
-    one where the weights changed under the turn, none (all is of version 0) where they never change.
+    one where the weights changed under the turn, none (all is of version 0) where they never change. `usage` is what
+    others counted: `prompt_tokens`, `completion_tokens`, `cost_usd`, each only where it is known.
     """
 
     text: str
@@ -122,6 +124,17 @@ class Policy(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def vision_of(policy: Policy) -> VisionSpec:
+    """How big the policy sees pictures, and what they cost: its codec's, else its own `vision`, else Qwen2.5-VL's."""
+    return policy.codec.vision if policy.codec is not None else getattr(policy, "vision", VisionSpec())
+
+
+def calls_natively(policy: Policy) -> bool:
+    """Whether a policy that deals in messages offers tools by its provider's own means (its `native_tools`), so that prompts
+    need not describe them."""
+    return policy.codec is None and bool(getattr(policy, "native_tools", False))
 
 
 @runtime_checkable

@@ -18,13 +18,15 @@ from agentvision.tool import Tool
 
 
 def preflight(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> None:
-    """Raise `RecipeError` with everything that is wrong, one line each, or what rewards lack on this machine.
+    """Raise `RecipeError` with everything that is wrong, one line each, or what rewards and the policy lack on this machine.
 
     `model` is the one that will be loaded in place of the recipe's; with `own_policy` none is.
     """
     if found := list(problems(recipe, model=model, own_policy=own_policy)):
         raise RecipeError("\n".join(found))
     build.build_rewards(recipe).check()
+    if not own_policy:
+        build.check_policy(recipe, model=model)
 
 
 def problems(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> Iterator[str]:
@@ -64,10 +66,16 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
         fitted(make, options)
     except UnfitSettings as error:
         for key, what in error.problems.items():
-            yield (f"policy.options.{key}" if key in recipe.policy.options else "policy.backend"), what
+            own = "policy.options" if key in recipe.policy.options else "policy"
+            yield (f"{own}.{key}" if own != "policy" or hasattr(recipe.policy, key) else "policy.backend"), what
     except AgentVisionError as error:
         yield "policy.backend", str(error)
     else:
+        try:
+            build.check_policy(recipe, model=model)
+        except AgentVisionError as error:
+            if getattr(error, "reason", "") != "no_key":  # which another machine may have: `preflight` tells of it
+                yield "policy.options", str(error)
         if options.get("path"):  # one that loads files
             try:
                 hub.local_folder(options["path"])

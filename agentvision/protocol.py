@@ -53,12 +53,14 @@ class Protocol:
     """How turns are framed and read. `system` and `tool_reply` are jinja sources; None takes the templates shipped here.
 
     `system` sees `tools` (a list of JSON schemas); `tool_reply` sees `text`, `error` (bool), `views` and the filter
-    `image`, which puts a view in its place.
+    `image`, which puts a view in its place. Both see `native`: the policy's provider has means of its own for tools, and what
+    the model says by them is written as a turn for it, so prompts describe neither tools nor tags.
     """
 
     style: Style = "think"
     system: str | None = None
     tool_reply: str | None = None
+    native: bool = False
 
     # --- what the model reads ---------------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class Protocol:
         if self.system is None and self.style == "plain":
             return (user,)
         source = _shipped("system") if self.system is None else self.system
-        return _system(source, tuple(json.dumps(tool) for tool in tools)), user
+        return _system(source, tuple(json.dumps(tool) for tool in tools), self.native), user
 
     def tool_message(self, record: ToolRecord, views: Sequence[View]) -> Message:
         """The user turn that carries a tool's reply: its text and new views, or the error that the model should know."""
@@ -85,7 +87,7 @@ class Protocol:
 
     def _reply(self, text: str, views: Sequence[View], *, error: bool) -> Message:
         source = _shipped("tool") if self.tool_reply is None else self.tool_reply
-        return _told(source, text, error, tuple((view.index, view.size) for view in views))
+        return _told(source, text, error, tuple((view.index, view.size) for view in views), self.native)
 
     def check(self, tools: Sequence[Mapping[str, Any]] = ()) -> Iterator[str]:
         """`setting: what` for each template that cannot be rendered, or that leaves out a view that it is given."""
@@ -221,19 +223,22 @@ def _template(source: str) -> Any:
     return env.from_string(source)
 
 
-_SEES = {"system": "tools, and the filter json", "tool_reply": "text, error, views, and the filter image"}
+_SEES = {
+    "system": "tools, native, and the filter json",
+    "tool_reply": "text, error, views, native, and the filter image",
+}
 
 
 @lru_cache(maxsize=64)
-def _system(source: str, tools: tuple[str, ...]) -> Message:
+def _system(source: str, tools: tuple[str, ...], native: bool) -> Message:
     """The system turn of the tools whose schemas, as JSON, these are: rendered once, not in every episode."""
-    return _render("system", "system", source, (), tools=[json.loads(tool) for tool in tools])
+    return _render("system", "system", source, (), tools=[json.loads(tool) for tool in tools], native=native)
 
 
 @lru_cache(maxsize=1024)
-def _told(source: str, text: str, error: bool, views: tuple[tuple[int, Size], ...]) -> Message:
+def _told(source: str, text: str, error: bool, views: tuple[tuple[int, Size], ...], native: bool) -> Message:
     """A tool's reply: the rollouts of a group, and many others, are told the same."""
-    return _render("tool_reply", "user", source, views, text=text, error=error)
+    return _render("tool_reply", "user", source, views, text=text, error=error, native=native)
 
 
 def _render(setting: str, role: Role, source: str, views: Sequence[tuple[int, Size]], **values: Any) -> Message:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from agentvision.env import Environment
 from agentvision.errors import ImageError
@@ -79,7 +79,11 @@ class _Episode:
             message = Message("assistant", (completion.text,))
             self.messages += (message,)
             self.segments += completion.segments
-            spent = {"tokens": len(completion.ids), "seconds": time.perf_counter() - started}
+            spent: dict[str, Any] = {
+                "tokens": len(completion.ids) or int(completion.usage.get("completion_tokens", 0)),
+                "seconds": time.perf_counter() - started,
+                "usage": completion.usage,
+            }
             if not completion.ended:
                 unfinished = ParsedTurn(problem=ParseProblem.UNCLOSED, detail="token limit")
                 self.turns.append(Turn(completion.text, unfinished, **spent))

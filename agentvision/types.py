@@ -225,6 +225,8 @@ class Turn:
     tokens: int = 0
     """Tokens the model generated in this turn, its end-of-turn token included (0 where the policy counts none)."""
     seconds: float = 0.0
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """What others counted for this turn (`prompt_tokens`, `completion_tokens`, `cost_usd`), each where it is known."""
 
 
 # --- the token ledger (see tokens.py) -------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def evaluate(
     profile
         A profile of the recipe, such as `tiny`.
     model
-        A folder or hub id to evaluate in place of the recipe's model, such as `runs/demo/export`.
+        A folder or hub id to evaluate in place of the recipe's model, such as `runs/demo/export`, or a server's name of one.
     n
         Questions; by default the recipe's `evaluation.n`.
     seed
@@ -65,6 +65,12 @@ def evaluate(
         print(f"{row.label:<40} {value:>9}" + (f"  ({interval})" if interval else ""))
     stops = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in result.metrics["stop"].items())
     print(f"{'episodes ended':<40} {stops}")
+    spent = result.metrics["usage"]
+    if "cost_usd" in spent:
+        unpriced = f" and {spent['unpriced']:,.0f} turns of no known price" if "unpriced" in spent else ""
+        print(f"{'US dollars':<40} {spent['cost_usd']:>9.4f}{unpriced}")
+    if "prompt_tokens" in spent:
+        print(f"{'tokens sent and received':<40} {spent['prompt_tokens']:,.0f}, {spent['completion_tokens']:,.0f}")
     if result.metrics["invalid"]:
         print(f"{'without a verdict':<40} {result.metrics['invalid']:>9}")
     if result.path is not None:

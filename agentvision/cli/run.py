@@ -41,7 +41,7 @@ def run(
     profile
         A profile of the recipe, such as `tiny`.
     model
-        A folder or hub id in place of the recipe's model, such as `runs/demo/export`.
+        A folder or hub id in place of the recipe's model, such as `runs/demo/export`, or a server's name of one.
     seed
         Seeds sampling, where the recipe's evaluation samples; by default the recipe's seed.
     out

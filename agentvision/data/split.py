@@ -19,12 +19,11 @@ from typing import Any, Literal, TypeAlias
 
 from agentvision import build
 from agentvision._workers import run_sync
-from agentvision.compute import VisionSpec
 from agentvision.data.write import write_samples
 from agentvision.errors import DataError, RunError
 from agentvision.images import ImageStore
 from agentvision.jsonl import JsonLines, read_lines
-from agentvision.policy import Policy
+from agentvision.policy import Policy, vision_of
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.rollout import rollout_groups
@@ -163,7 +162,7 @@ async def _ask_block(
     store = ImageStore()
     groups: dict[str, Group] = {}
     for name, scale in (("low", recipe.env.first_view.scale), ("high", 1.0)):
-        vision = VisionSpec() if policy.codec is None else policy.codec.vision
+        vision = vision_of(policy)
         async for group in rollout_groups(
             [(f"{name}/{index}", sample) for index, sample in asked],
             size=n,

@@ -79,6 +79,20 @@ def text_tokens(trajectory: Trajectory) -> int:
     return sum(len(s.ids) for s in trajectory.segments if isinstance(s, TextSegment) and not s.sampled)
 
 
+def usage(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """What others counted, over all turns, broken episodes included: they were paid for too.
+
+    What nobody told is not there; `unpriced` are the turns without a cost, where others have one.
+    """
+    told = [turn.usage for t in trajectories for turn in t.turns if turn.usage]
+    sums = Counter[str]()
+    for each in told:
+        sums.update(each)
+    if "cost_usd" in sums and (unpriced := sum("cost_usd" not in each for each in told)):
+        sums["unpriced"] = unpriced
+    return dict(sums)
+
+
 def summarize(trajectories: Sequence[Trajectory], *, seed: int = 0) -> dict[str, Any]:
     """The numbers of `results.json` that come from trajectories; JSON values, None where nothing could be measured.
 
@@ -114,6 +128,7 @@ def summarize(trajectories: Sequence[Trajectory], *, seed: int = 0) -> dict[str,
     return result | {
         "n_easy": sum(needs_original(t) is False for t in trajectories),
         "n_hard": sum(needs_original(t) is True for t in trajectories),
+        "usage": usage(trajectories),
         "broken": len(trajectories) - len(counted),
         "invalid": sum(t.correct is None for t in trajectories),
         "stop": {str(reason): stops[reason] for reason in StopReason if stops[reason]},

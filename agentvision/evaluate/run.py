@@ -21,13 +21,12 @@ from typing import Any
 from agentvision import build
 from agentvision._whole_file import whole_file
 from agentvision._workers import run_sync
-from agentvision.compute import VisionSpec
 from agentvision.data import open_questions
 from agentvision.errors import DataError, RunError
 from agentvision.evaluate.metrics import INTERVAL, summarize
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
-from agentvision.policy import Policy
+from agentvision.policy import Policy, calls_natively, vision_of
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
@@ -75,7 +74,7 @@ def evaluate(
 ) -> EvalResult:
     """Ask the recipe's held-out questions and measure the answers.
 
-    `model` (a folder or hub id) replaces the recipe's; `policy` replaces both and stays open. `n` and `seed` replace
+    `model` (as a recipe names one) replaces the recipe's; `policy` replaces both and stays open. `n` and `seed` replace
     those of the recipe's `evaluation`; the seed picks the questions of a source that generates them, and seeds
     sampling. With `out`, results.json and the trajectories are written there. `on_done(done, total)` hears of progress.
 
@@ -107,8 +106,8 @@ async def _evaluate(
         log.warning("%d questions were asked for, the data set has %d", n, len(questions))
     samples = [questions[index] for index in range(min(n, len(questions)))]
     tools, rewards = build.build_tools(recipe), build.build_rewards(recipe)
-    path = build.model_path(str(recipe.model.path if model is None else model))
-    used = build.build_policy(recipe, model=path) if policy is None else policy
+    name = build.model_name(recipe, model=model) if policy is None else type(policy).__name__
+    used = build.build_policy(recipe, model=model) if policy is None else policy
     journal = None if folder is None else Journal(folder / EVALUATION, rewind_to=0)
     began = time.perf_counter()
     try:
@@ -122,13 +121,13 @@ async def _evaluate(
         await rewards.close()
         if policy is None:
             await used.close()
-    _check_some_worked(trajectories)
+    _check_policy(trajectories)
     _check_images(trajectories, recipe.data.max_bad_share)
     metrics = summarize(trajectories, seed=seed) | {
         "rewards": rewards.summary([rewards.metrics()]),
         "seconds": seconds,
         "interval": INTERVAL,
-        **_about(recipe, model=path if policy is None else type(policy).__name__, policy=used, seed=seed),
+        **_about(recipe, model=name, policy=used, seed=seed),
     }
     return EvalResult(metrics, tuple(trajectories), None if folder is None else _write(folder / RESULTS, metrics))
 
@@ -154,7 +153,7 @@ async def ask(
 
     This is what a trainer calls between steps, with the policy it trains; `step` is written to the journal.
     """
-    vision = VisionSpec() if policy.codec is None else policy.codec.vision
+    vision = vision_of(policy)
     sampling = build.sampling_of(recipe, seed=seed, temperature=recipe.evaluation.temperature)
     limits, schemas = build.limits_of(recipe), [tool.schema for tool in tools]
     gate = asyncio.Semaphore(recipe.policy.concurrency or _IN_FLIGHT)
@@ -167,7 +166,9 @@ async def ask(
             group = await run_group(
                 sample,
                 size=1,
-                make_env=build.env_maker(recipe, store=store, vision=vision, tools=tools),
+                make_env=build.env_maker(
+                    recipe, store=store, vision=vision, tools=tools, native=calls_natively(policy)
+                ),
                 policy=policy,
                 store=store,
                 sampling=sampling,
@@ -209,12 +210,21 @@ def _claim(folder: Path) -> Path:
     return folder
 
 
-def _check_some_worked(trajectories: Sequence[Trajectory]) -> None:
-    """An evaluation in which nothing ran says nothing about the model, and must not look as if it did."""
+def _check_policy(trajectories: Sequence[Trajectory]) -> None:
+    """An evaluation in which nothing ran says nothing about the model, and must not look as if it did; one in which the policy
+    failed at times says of fewer questions what it says."""
     if trajectories and all(t.stop.broken for t in trajectories):
         first = trajectories[0]
-        reason = first.error.splitlines()[0] if first.error else "no reason given"
-        raise RunError(f"all {len(trajectories)} episodes ended in {str(first.stop)!r}; the first: {reason}")
+        raise RunError(f"all {len(trajectories)} episodes ended in {str(first.stop)!r}; the first: {_reason(first)}")
+    if failed := [t for t in trajectories if t.stop is StopReason.POLICY_ERROR]:
+        log.warning(
+            "the policy failed in %d of %d episodes, which are in no number; the first: %s",
+            len(failed), len(trajectories), _reason(failed[0]),
+        )  # fmt: skip
+
+
+def _reason(trajectory: Trajectory) -> str:
+    return trajectory.error.splitlines()[0] if trajectory.error else "no reason given"
 
 
 def _check_images(trajectories: Sequence[Trajectory], max_share: float) -> None:

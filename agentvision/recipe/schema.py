@@ -61,7 +61,7 @@ class Policy(Section):
     """What completes turns."""
 
     backend: Name = "transformers"
-    """A policy plug-in."""
+    """A policy plug-in: `transformers`, `vllm`, `openai`, `litellm`, `replay`, …"""
     placement: Literal["colocate", "separate", "server"] | None = None
     """Where an engine of its own runs: in the training process, in servers started beside it, or at `endpoints`. None: the
     backend's choice."""
@@ -72,7 +72,7 @@ class Policy(Section):
     concurrency: PositiveInt | None = None
     """Episodes in flight at most. None: as many as a batch has."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further keyword arguments of the backend."""
+    """Further keyword arguments of the backend; one that is null is left to it."""
 
 
 class Fields(Section):
@@ -163,9 +163,9 @@ class Protocol(Section):
     style: Literal["think", "plain"] = "think"
     """`think`: `<think>…</think>`, then one tool call or one `<answer>`. `plain`: the whole turn is the answer."""
     system: str | None = None
-    """Jinja source of the system turn (sees `tools`). None: the template shipped for the style."""
+    """Jinja source of the system turn (sees `tools` and `native`). None: the template shipped for the style."""
     tool_reply: str | None = None
-    """Jinja source of the turn that carries a tool's reply (sees `text`, `error`, `views`). None: the shipped one."""
+    """Jinja source of the turn that carries a tool's reply (sees `text`, `error`, `views`, `native`). None: the shipped one."""
 
 
 class Sampling(Section):
