@@ -18,6 +18,7 @@ from agentvision.policies._chat_turn import native_call, turn_text
 from agentvision.policies._data_urls import DataUrls, ImageFormat
 from agentvision.policy import Completion, Request
 from agentvision.recipe.parts import NonNegativeFloat, PositiveFloat, PositiveInt
+from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 
 Sampled = Literal["temperature", "top_p", "top_k", "seed"]
@@ -72,14 +73,14 @@ class ChatPolicy:
         max_cost_usd: PositiveFloat | None = None,
         prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = None,
         settings: dict[str, JsonValue] | None = None,
-        patch: PositiveInt = VisionSpec.patch,
-        merge: PositiveInt = VisionSpec.merge,
+        patch: PositiveInt | None = None,
+        merge: PositiveInt | None = None,
         min_pixels: PositiveInt | None = None,
         max_pixels: PositiveInt | None = None,
     ) -> None:
         self.codec: Codec | None = None
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        self.vision = VisionSpec(patch, merge, **{name: value for name, value in limits.items() if value is not None})
+        vision = {"patch": patch, "merge": merge, "min_pixels": min_pixels, "max_pixels": max_pixels}
+        self.vision = VisionSpec(**{name: value for name, value in vision.items() if value is not None})
         self.native_tools = tools == "native"
         self.chat = Chat(
             model,
@@ -133,7 +134,9 @@ class ChatPolicy:
                 raise ChatRefused(f"{error}{hint}", reason=error.reason) from None
             raise
         if reply.finish == "content_filter":
-            raise ChatRefused(f"{self.chat!r}: a content filter cut the turn short.", reason="filtered")
+            raise ChatRefused(
+                f"{self.chat.model}: a content filter of the provider cut the turn short.", reason="filtered"
+            )
         text = turn_text(reply, native=native)
         if native and reply.calls:
             said[text] = native_call(reply)
@@ -160,7 +163,7 @@ class ChatPolicy:
         if sampling.top_k > 0:
             values["top_k"] = sampling.top_k
         if sampling.temperature > 0 and self.chat.seeds:
-            values["seed"] = (sampling.seed + request.turn) % 2**31
+            values["seed"] = seed_for(sampling.seed, request.turn) % 2**31
         return {name: value for name, value in values.items() if name not in self._dropped}
 
 
