@@ -15,7 +15,7 @@ from agentvision import build
 from agentvision._workers import run_sync
 from agentvision.errors import RecipeError
 from agentvision.images import ImageStore
-from agentvision.policy import Policy, SamplingParams, calls_natively, vision_of
+from agentvision.policy import Policy, SamplingParams, calls_natively
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.rollout import Limits, MakeEnv, run_episode
 from agentvision.tool import Tool
@@ -86,7 +86,7 @@ class Agent:
         if wrong := list(build.build_protocol(recipe).check([tool.schema for tool in tools])):
             raise RecipeError("\n".join(wrong))
         policy = build.build_policy(recipe, model=model) if policy is None else policy
-        vision, native, settings = vision_of(policy), calls_natively(policy), recipe
+        vision, native, settings = build.vision_of(recipe, policy), calls_natively(policy), recipe
 
         def make_env(store: ImageStore) -> MakeEnv:
             return build.env_maker(settings, store=store, vision=vision, tools=tools, native=native)

@@ -6,6 +6,7 @@ kind of object and nothing else, so that an application can take the parts it wa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -167,6 +168,30 @@ def env_maker(
         )
 
     return make
+
+
+def vision_of(recipe: Recipe, policy: Policy | None = None) -> VisionSpec:
+    """How pictures are sized and their tokens counted.
+
+    By the policy's codec; where it has none, or there is no policy yet, as the recipe's model has it: what its folder says,
+    else Qwen2.5-VL's rule. So whoever answers, the recipe shows the same pictures, and costs compare. No model is loaded.
+    """
+    if policy is not None and policy.codec is not None:
+        return policy.codec.vision
+    settings: dict[str, int] = {}
+    config = Path(model_path(recipe.model.path)) / "preprocessor_config.json"
+    if config.is_file():
+        said = json.loads(config.read_text(encoding="utf-8"))
+        size = said.get("size", {})
+        found = {
+            "patch": said.get("patch_size"),
+            "merge": said.get("merge_size"),
+            "min_pixels": said.get("min_pixels", size.get("shortest_edge")),
+            "max_pixels": said.get("max_pixels", size.get("longest_edge")),
+        }
+        settings = {key: value for key, value in found.items() if value is not None}
+    own = {"min_pixels": recipe.model.min_pixels, "max_pixels": recipe.model.max_pixels}
+    return VisionSpec(**settings | {key: value for key, value in own.items() if value is not None})
 
 
 def build_rewards(recipe: Recipe) -> Rewards:

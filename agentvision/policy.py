@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from agentvision.compute import VisionSpec
 from agentvision.types import Message, Segment, TextSegment, View
 
 if TYPE_CHECKING:
@@ -124,11 +123,6 @@ class Policy(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-def vision_of(policy: Policy) -> VisionSpec:
-    """How big the policy sees pictures, and what they cost: its codec's, else its own `vision`, else Qwen2.5-VL's."""
-    return policy.codec.vision if policy.codec is not None else getattr(policy, "vision", VisionSpec())
 
 
 def calls_natively(policy: Policy) -> bool:

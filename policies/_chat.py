@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import JsonValue
 
 from agentvision.chat import Chat, ChatRefused, Client, Reply
-from agentvision.compute import VisionSpec
 from agentvision.policies._chat_messages import to_wire
 from agentvision.policies._chat_turn import native_call, turn_text
 from agentvision.policies._data_urls import DataUrls, ImageFormat
@@ -44,8 +43,6 @@ class ChatPolicy:
         max_cost_usd: what may be spent; then turns fail.
         prices: US dollars a million prompt and reply tokens, for models whose price litellm does not know.
         settings: further parameters of each request: `reasoning_effort`, `parallel_tool_calls`, …
-        patch, merge, min_pixels, max_pixels: how images are sized and their tokens counted; Qwen2.5-VL's rule by default,
-            so that costs compare. The pixels are the recipe's `model.min_pixels` and `model.max_pixels`.
 
     Raises `ChatSetupError` for what would make every turn fail. Safe in threads and across event loops.
     """
@@ -73,14 +70,8 @@ class ChatPolicy:
         max_cost_usd: PositiveFloat | None = None,
         prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = None,
         settings: dict[str, JsonValue] | None = None,
-        patch: PositiveInt | None = None,
-        merge: PositiveInt | None = None,
-        min_pixels: PositiveInt | None = None,
-        max_pixels: PositiveInt | None = None,
     ) -> None:
         self.codec: Codec | None = None
-        vision = {"patch": patch, "merge": merge, "min_pixels": min_pixels, "max_pixels": max_pixels}
-        self.vision = VisionSpec(**{name: value for name, value in vision.items() if value is not None})
         self.native_tools = tools == "native"
         self.chat = Chat(
             model,

@@ -35,11 +35,11 @@ def pictures(body: Mapping[str, Any]) -> list[Image.Image]:
 class GlyphModel:
     """An `answer` for `OpenAIServer`: always right, and looks closer exactly when it must, in text or natively as it is asked."""
 
-    def __init__(self, samples: Sequence[Sample], *, scale: float = 0.5) -> None:
+    def __init__(self, samples: Sequence[Sample], *, vision: VisionSpec | None = None) -> None:
         store = ImageStore()
         self._samples: dict[str, Sample] = {}
         for sample in samples:
-            view = first_view(store, store.load(sample.images[0]), VisionSpec(), scale=scale)
+            view = first_view(store, store.load(sample.images[0]), vision or VisionSpec(), scale=0.5)
             self._samples[image_hash(view.image)] = sample
 
     def __call__(self, request: Request) -> str | dict[str, Any]:

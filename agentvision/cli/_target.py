@@ -8,15 +8,12 @@ are what is to be looked at.
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentvision import build
-from agentvision.compute import VisionSpec
 from agentvision.data import open_questions
 from agentvision.data.arrow import Folder
 from agentvision.errors import DataError
@@ -74,24 +71,6 @@ def open_to_split(
     found = open_target(target, overrides=own)
     recipe = load_recipe("visionthink", profile=profile, overrides=[o for o in overrides if o not in own])
     return recipe, next(iter(found.sets.values()))
-
-
-def vision_of(recipe: Recipe) -> VisionSpec:
-    """How the recipe's model sizes pictures: what its folder says, else Qwen2.5-VL's rule. No model is loaded."""
-    settings: dict[str, int] = {}
-    config = Path(build.model_path(recipe.model.path)) / "preprocessor_config.json"
-    if config.is_file():
-        said = json.loads(config.read_text(encoding="utf-8"))
-        size = said.get("size", {})
-        found = {
-            "patch": said.get("patch_size"),
-            "merge": said.get("merge_size"),
-            "min_pixels": said.get("min_pixels", size.get("shortest_edge")),
-            "max_pixels": said.get("max_pixels", size.get("longest_edge")),
-        }
-        settings = {key: value for key, value in found.items() if value is not None}
-    own = {"min_pixels": recipe.model.min_pixels, "max_pixels": recipe.model.max_pixels}
-    return VisionSpec(**settings | {key: value for key, value in own.items() if value is not None})
 
 
 def _splits(target: str) -> list[str]:

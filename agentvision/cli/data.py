@@ -44,7 +44,8 @@ def check(
     json
         Print the whole report as JSON.
     """
-    from agentvision.cli._target import open_target, vision_of
+    from agentvision import build
+    from agentvision.cli._target import open_target
     from agentvision.data.check import check_sets, lines
 
     found = open_target(target, overrides=overrides, profile=profile)
@@ -53,7 +54,7 @@ def check(
         task = bar.add_task("looking at pictures", total=total)
         report = check_sets(
             found.sets,
-            vision=vision_of(found.recipe),
+            vision=build.vision_of(found.recipe),
             scale=found.recipe.env.first_view.scale,
             context_tokens=found.recipe.sampling.context_tokens,
             decode=not headers_only,
@@ -95,12 +96,17 @@ def show(
     out
         The page.
     """
-    from agentvision.cli._target import open_target, vision_of
+    from agentvision import build
+    from agentvision.cli._target import open_target
     from agentvision.data.sheet import write_sheet
 
     found = open_target(target, overrides=overrides, profile=profile)
     scale = found.recipe.env.first_view.scale
-    print(write_sheet(found.sets, out, title=found.name, vision=vision_of(found.recipe), scale=scale, n=n, seed=seed))
+    print(
+        write_sheet(
+            found.sets, out, title=found.name, vision=build.vision_of(found.recipe), scale=scale, n=n, seed=seed
+        )
+    )
 
 
 @app.command

@@ -23,7 +23,7 @@ from agentvision.data.write import write_samples
 from agentvision.errors import DataError, RunError
 from agentvision.images import ImageStore
 from agentvision.jsonl import JsonLines, read_lines
-from agentvision.policy import Policy, vision_of
+from agentvision.policy import Policy
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.rollout import rollout_groups
@@ -162,7 +162,7 @@ async def _ask_block(
     store = ImageStore()
     groups: dict[str, Group] = {}
     for name, scale in (("low", recipe.env.first_view.scale), ("high", 1.0)):
-        vision = vision_of(policy)
+        vision = build.vision_of(recipe, policy)
         async for group in rollout_groups(
             [(f"{name}/{index}", sample) for index, sample in asked],
             size=n,

@@ -26,7 +26,7 @@ from agentvision.errors import DataError, RunError
 from agentvision.evaluate.metrics import INTERVAL, summarize
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
-from agentvision.policy import Policy, calls_natively, vision_of
+from agentvision.policy import Policy, calls_natively
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
@@ -153,7 +153,7 @@ async def ask(
 
     This is what a trainer calls between steps, with the policy it trains; `step` is written to the journal.
     """
-    vision = vision_of(policy)
+    vision = build.vision_of(recipe, policy)
     sampling = build.sampling_of(recipe, seed=seed, temperature=recipe.evaluation.temperature)
     limits, schemas = build.limits_of(recipe), [tool.schema for tool in tools]
     gate = asyncio.Semaphore(recipe.policy.concurrency or _IN_FLIGHT)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from agentvision.cli._target import open_target, vision_of
+from agentvision.build import vision_of
+from agentvision.cli._target import open_target
 from agentvision.compute import VisionSpec
 from agentvision.data.check import Report, check_sets, lines
 from agentvision.data.glyphs import GlyphVQA

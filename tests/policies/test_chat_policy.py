@@ -10,7 +10,6 @@ import pytest
 
 from agentvision import Agent, evaluate
 from agentvision.chat import ChatRefused
-from agentvision.compute import VisionSpec
 from agentvision.data.glyphs import GlyphVQA
 from agentvision.errors import PluginError
 from agentvision.images import ImageStore, image_hash
@@ -18,7 +17,7 @@ from agentvision.journal import read_trajectories
 from agentvision.policies._chat import ChatPolicy
 from agentvision.policies.litellm import LitellmPolicy
 from agentvision.policies.openai import OpenAIPolicy
-from agentvision.policy import Completion, Request, SamplingParams, TrainablePolicy, vision_of
+from agentvision.policy import Completion, Request, SamplingParams, TrainablePolicy
 from agentvision.rollout import run_episode
 from agentvision.tool import ToolContext, tool
 from agentvision.train.learner import make_accelerator, make_learner
@@ -60,7 +59,9 @@ async def episode(policy: ChatPolicy, sample: Sample, **env: Any) -> Trajectory:
     settings = {"first_view": {"scale": 0.5}, "tools": ["resize_image"], **env}
     recipe, store = glyph_recipe(env=settings), ImageStore()
     tools = build.build_tools(recipe)
-    make = build.env_maker(recipe, store=store, vision=vision_of(policy), tools=tools, native=calls_natively(policy))
+    make = build.env_maker(
+        recipe, store=store, vision=build.vision_of(recipe, policy), tools=tools, native=calls_natively(policy)
+    )
     return await run_episode(
         sample, env=make(), policy=policy, store=store, sampling=SamplingParams(temperature=0.0), group="e",
         tools=[each.schema for each in tools],
@@ -244,14 +245,15 @@ def test_money_runs_out_and_the_evaluation_says_so(caplog: pytest.LogCaptureFixt
     assert "CostCeiling" in caplog.text and "max_cost_usd" in caplog.text
 
 
-async def test_the_pictures_are_those_of_the_rule_that_counts_tokens() -> None:
+def test_pictures_and_their_tokens_are_by_the_rule_of_the_recipes_model_whoever_answers() -> None:
+    recipe = glyph_recipe(model={"path": "package://tiny-vlm", "max_pixels": 4096})
     with OpenAIServer(answer=says("<think>a</think><answer>b</answer>")) as server:
-        policy = policy_at(server, patch=8, merge=2, max_pixels=4096)
-        assert vision_of(policy) == VisionSpec(8, 2, max_pixels=4096)
-        trajectory = await episode(policy, samples()[0])
-    (image,) = pictures(server.requests[0].body)
-    assert image.size == trajectory.views[0].size and image.width % 16 == image.height % 16 == 0
-    assert vision_of(policy_at(server)) == VisionSpec()
+        result = evaluate(recipe, policy=policy_at(server), n=1)
+    (image,), (view,) = pictures(server.requests[0].body), result.trajectories[0].views
+    assert (
+        image.size == view.size and image.width % 16 == image.height % 16 == 0 and view.size[0] * view.size[1] <= 4096
+    )
+    assert view.tokens == view.size[0] * view.size[1] // 256
 
 
 @BOTH
