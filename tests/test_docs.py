@@ -10,6 +10,7 @@ import pytest
 
 from agentvision import load_recipe
 from agentvision.cli import main
+from agentvision.preflight import problems
 from agentvision.rewards import Rewards
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -35,6 +36,12 @@ def test_recipes_load_and_their_rewards_are_there(page: str, folder: Path) -> No
         recipe = load_recipe(f"./{number}.yaml")
         Rewards.from_config([part.model_dump() for part in recipe.rewards])
     assert page == "rewards.md" or number
+
+
+def test_the_recipe_on_policies_is_in_order(tmp_path: Path) -> None:
+    (text,) = blocks("policies.md", "yaml")
+    (tmp_path / "asked.yaml").write_text(text, encoding="utf-8")
+    assert not list(problems(load_recipe(str(tmp_path / "asked.yaml"))))
 
 
 def test_the_commands_on_rewards_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
