@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from agentvision.recipe.parts import PositiveInt, Section, Share
+from agentvision.recipe.parts import PositiveFloat, PositiveInt, Section, Share
 
 
 class Alarm(Section):
@@ -69,6 +69,16 @@ class JudgeDriftAlarm(Alarm):
     """Audited verdicts that it takes to say so."""
 
 
+class MismatchAlarm(Alarm):
+    """The trainer finds other log-probs than were recorded at sampling: an engine that computes something else (stale
+    weights or caches, other images), or rollouts too far behind the updates."""
+
+    steps: PositiveInt = 5
+    """Steps that it looks back on."""
+    logprob_diff: PositiveFloat = 0.1
+    """Nats: the mean of |Δ log-prob|. Rounding is 1e-6 in float32, 1e-2 in bfloat16."""
+
+
 class Alarms(Section):
     """Signs of collapse, read off the metrics of the last steps."""
 
@@ -84,3 +94,5 @@ class Alarms(Section):
     """No group carries a signal."""
     judge_drift: JudgeDriftAlarm = JudgeDriftAlarm()
     """The judge's cheaper stages disagree with its large model."""
+    mismatch: MismatchAlarm = MismatchAlarm()
+    """Sampler and trainer disagree."""

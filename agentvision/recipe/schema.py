@@ -199,6 +199,23 @@ class Resample(Section):
     """Rounds of fresh prompts drawn in their place in a step. 0: they are dropped."""
 
 
+class Correction(Section):
+    """Importance weights of tokens that were not drawn by the probabilities that the trainer computes.
+
+    An engine's kernels round otherwise, and rollouts ahead of the updates come from older weights. With a correction
+    PPO's ratio is between the new weights and those that the step began with, computed by the trainer, and the ratio
+    from there to what was recorded at sampling is a bounded weight of the policy gradient (decoupled PPO).
+    """
+
+    kind: Literal["none", "truncated", "masked"] = "none"
+    """`none`: PPO's ratio is against what was recorded, as it is. `truncated`: weight min(ratio, C). `masked`: the ratio
+    where it is within [1/C, C], else the token (or sequence) is left out."""
+    level: Literal["token", "sequence"] = "token"
+    """Whose ratio: each token's, or the product over all that the model said in a trajectory."""
+    threshold: Annotated[float, Field(gt=1)] = 2.0
+    """C."""
+
+
 class Algorithm(Section):
     """Group-relative policy optimisation over several turns (VisionThink, Eq. 3)."""
 
@@ -219,6 +236,8 @@ class Algorithm(Section):
     of the batch. `constant`: sum over tokens divided by `sampling.max_tokens`, then mean over trajectories."""
     epochs: PositiveInt = 1
     """Passes over the trajectories of a step."""
+    correction: Correction = Correction()
+    """What sampler and trainer compute differently."""
     resample: Resample = Resample()
     """Groups without a signal."""
 

@@ -83,6 +83,16 @@ DIAGNOSTICS = (
         series={"logprob_diff_mean": "mean", "logprob_diff_max": "largest"},
     ),
     Chart(
+        title="Importance of the sampled tokens",
+        y="effective sample size, as a share",
+        series={"importance_ess": "of raw ratios", "importance_bounded_share": "truncated or masked"},
+    ),
+    Chart(
+        title="Staleness",
+        y="updates behind",
+        series={"staleness_mean": "mean of tokens", "staleness_max": "largest"},
+    ),
+    Chart(
         title="Groups",
         y="groups a step",
         series={"groups": "all", "groups_no_signal": "without signal", "groups_dropped": "dropped"},

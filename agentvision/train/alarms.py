@@ -42,6 +42,7 @@ class Watch:
             "one_answer": (one_answer, settings.one_answer),
             "no_signal": (no_signal, settings.no_signal),
             "judge_drift": (judge_drift, settings.judge_drift),
+            "mismatch": (mismatch, settings.mismatch),
         }
         self._signs = {
             name: sign for name, sign in signs.items() if sign[1].mode != "off" and (tools or name != "call_rate")
@@ -142,6 +143,15 @@ def judge_drift(rows: Sequence[Row], limits: alarms.JudgeDriftAlarm) -> str:
     if found.high is None or found.high >= limits.agreement:
         return ""
     return f"the large judge agrees with {found.value:.0%} of {audited} audited verdicts, at most {found.high:.0%}"
+
+
+def mismatch(rows: Sequence[Row], limits: alarms.MismatchAlarm) -> str:
+    """The mean |Δ log-prob| between trainer and sampler is `logprob_diff` or more."""
+    differences = _known(rows, "logprob_diff_mean")
+    difference = statistics.fmean(differences) if differences else 0.0
+    if difference < limits.logprob_diff:
+        return ""
+    return f"the trainer's log-probs differ from those sampled by {difference:.3f} nats a token over {len(rows)} steps"
 
 
 def _known(rows: Sequence[Row], name: str) -> list[float]:

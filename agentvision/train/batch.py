@@ -27,6 +27,8 @@ class Example:
 
     segments: tuple[Segment, ...]
     advantage: float = 1.0
+    proximal: tuple[float, ...] | None = None
+    """Log-probs of the sampled tokens under the weights that the step begins with, where they were computed."""
 
     @property
     def sampled(self) -> int:
@@ -57,6 +59,8 @@ class MicroBatch:
     """(N,) the sampled ids."""
     recorded: Tensor
     """(N,) log-probs recorded at sampling."""
+    proximal: Tensor | None
+    """(N,) log-probs under the weights that the step begins with; None when they were not computed."""
     advantages: Tensor
     """(N,) the advantage of the token's trajectory."""
     lengths: Tensor
@@ -170,6 +174,7 @@ class _Collector:
         self.predictors: list[int] = []
         self.targets: list[int] = []
         self.recorded: list[float] = []
+        self.proximal: list[float] = []
         self.advantages: list[float] = []
         self.lengths: list[int] = []
         self.owners: list[int] = []
@@ -196,6 +201,7 @@ class _Collector:
     ) -> None:
         """Append the tokens [skip, end) of one trajectory; its token t stands at `start + t` of the row (opening: t)."""
         base = len(self.ids) * self.width
+        self.proximal += example.proximal or ()
         length = example.sampled
         position = 0
         for segment in example.segments:
@@ -241,6 +247,7 @@ def _collate(rows: Sequence[_Row], examples: Sequence[Example], merge: int) -> M
         predictors=torch.tensor(collector.predictors, dtype=torch.long),
         targets=torch.tensor(collector.targets, dtype=torch.long),
         recorded=torch.tensor(collector.recorded, dtype=torch.float32),
+        proximal=torch.tensor(collector.proximal, dtype=torch.float32) if collector.proximal else None,
         advantages=torch.tensor(collector.advantages, dtype=torch.float32),
         lengths=torch.tensor(collector.lengths, dtype=torch.long),
         owners=torch.tensor(collector.owners, dtype=torch.long),

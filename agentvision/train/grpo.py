@@ -39,7 +39,7 @@ from agentvision.train.collect import Collected, ScoredGroup, collect
 from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import Learner
 from agentvision.train.lockstep import Batching, Lockstep
-from agentvision.train.metrics import rollout_metrics, update_metrics
+from agentvision.train.metrics import rollout_metrics, staleness_metrics, update_metrics
 from agentvision.train.optimizer import learning_rate, set_learning_rate
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
@@ -190,8 +190,12 @@ class GRPO:
         mini_batches = max(self._of_all_ranks(-(-len(groups) // size)))
         set_learning_rate(learner.optimizer, rate)
         learner.updater.begin_step()
+        algorithm = self.recipe.algorithm
+        if algorithm.correction.kind != "none" and algorithm.epochs * mini_batches > 1:
+            known = iter(learner.updater.with_proximal([e for group in groups for e in group], pixels, spare=spare))
+            groups = [[next(known) for _ in group] for group in groups]
         results: list[UpdateStats] = []
-        for epoch in range(self.recipe.algorithm.epochs):
+        for epoch in range(algorithm.epochs):
             order = list(range(len(groups)))
             if epoch:
                 random.Random(seed_for(self.recipe.seed, "epoch", self.step, epoch)).shuffle(order)
@@ -274,6 +278,7 @@ class GRPO:
         if self.tracker is None or self.journal is None:
             return
         metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(stats) | more
+        metrics |= staleness_metrics(groups, version=self.step - 1)
         trajectories = [t for scored in groups for t in scored.group.trajectories]
         metrics |= {
             "samples_per_s": len(trajectories) / more["time_step_s"],

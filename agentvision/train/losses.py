@@ -95,6 +95,7 @@ def grpo_loss(
     reference_N: Tensor | None,
     advantages_N: Tensor,
     weights_N: Tensor,
+    importance_N: Tensor | None = None,
     clip_low: float,
     clip_high: float,
     kl_coef: float,
@@ -103,11 +104,13 @@ def grpo_loss(
 ) -> LossParts:
     """Σ w · (clipped surrogate + kl_coef · KL - entropy_coef · entropy): VisionThink's Eq. 3, negated to be minimised.
 
-    Without a reference the KL is 0. `entropy_N` is nats a token.
+    Without a reference the KL is 0. `entropy_N` is nats a token. `importance_N` are detached weights of the surrogate
+    alone (see `correction`); the counts in `weights_N` are the same with and without them.
     """
-    surrogate = (weights_N * clipped_surrogate(
-        logprobs_N, old_logprobs_N, advantages_N, clip_low=clip_low, clip_high=clip_high
-    )).sum()  # fmt: skip
+    surrogate_N = clipped_surrogate(logprobs_N, old_logprobs_N, advantages_N, clip_low=clip_low, clip_high=clip_high)
+    if importance_N is not None:
+        surrogate_N = importance_N * surrogate_N
+    surrogate = (weights_N * surrogate_N).sum()
     entropy = (weights_N * entropy_N).sum()
     loss = surrogate - entropy_coef * entropy if entropy_coef else surrogate
     kl = torch.zeros_like(surrogate)
@@ -120,28 +123,3 @@ def grpo_loss(
 def supervised_loss(logprobs_N: Tensor, *, weights_N: Tensor) -> Tensor:
     """Cross-entropy on the model's own tokens, with the same weights: -Σ w · logprob."""
     return -(weights_N * logprobs_N).sum()
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """How far the trainer's log-probs are from those recorded at sampling, before any clipping; sums and maxima."""
-
-    tokens: int
-    sum: float
-    """Σ |Δ log-prob|."""
-    max: float
-    """max |Δ log-prob|."""
-    ratio_max: float
-    ratio_min: float
-
-
-def mismatch(logprobs_N: Tensor, recorded_N: Tensor) -> Mismatch:
-    """Measure Δ = trainer - sampled over tokens that the *same* weights sampled; 0 up to rounding when all is well."""
-    if logprobs_N.numel() == 0:
-        return Mismatch(0, 0.0, 0.0, 1.0, 1.0)
-    delta_N = (logprobs_N - recorded_N).detach()
-    size_N = delta_N.abs()
-    ratio_N = delta_N.exp()
-    return Mismatch(
-        delta_N.numel(), float(size_N.sum()), float(size_N.max()), float(ratio_N.max()), float(ratio_N.min())
-    )

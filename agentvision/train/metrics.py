@@ -14,8 +14,9 @@ from typing import Any
 from agentvision.measures import trajectory_metrics
 from agentvision.rewards.grading import normalise
 from agentvision.train.collect import ScoredGroup
+from agentvision.train.correction import effective_share
 from agentvision.train.update import UpdateStats
-from agentvision.types import Group, StopReason
+from agentvision.types import Group, StopReason, TextSegment
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -75,11 +76,36 @@ def answer_shares(groups: Iterable[Group]) -> dict[str, float | None]:
     }
 
 
+def staleness_metrics(groups: Iterable[ScoredGroup], *, version: int) -> dict[str, float | None]:
+    """How many updates old the weights were that sampled the tokens in the loss, when these weights learn from them.
+
+    Mean and maximum over sampled tokens of groups with a signal; 0 where rollouts and updates take turns.
+    """
+    lags: Counter[int] = Counter()
+    for scored in groups:
+        for trajectory in scored.group.trajectories if scored.advantages.signal else ():
+            for segment in trajectory.segments:
+                if isinstance(segment, TextSegment) and segment.sampled:
+                    lags[version - segment.version] += len(segment.ids)
+    total = lags.total()
+    return {
+        "staleness_mean": sum(lag * count for lag, count in lags.items()) / total if total else None,
+        "staleness_max": max(lags, default=None),
+    }
+
+
 def update_metrics(updates: Sequence[UpdateStats]) -> dict[str, Any]:
-    """What the updates of one step did: means over those that were made; the mismatch is the first's, of fresh weights."""
+    """What the updates of one step did: means over those that were made.
+
+    `logprob_diff` and `importance` compare what the trainer computes with the weights of the step's beginning with what was
+    recorded at sampling, raw: `importance_ess` is the effective sample size as a share, `importance_bounded_share` what the
+    correction then truncated or masked.
+    """
     done = [u for u in updates if u.finite]
     tokens = sum(u.tokens for u in updates)
-    first = updates[0] if updates else UpdateStats()
+    known = [u for u in updates if u.measured]
+    measured = sum(u.measured for u in known)
+    ratio_sum, square_sum = sum(u.importance_sum for u in known), sum(u.importance_square_sum for u in known)
     return {
         "loss": mean(u.loss for u in done),
         "kl": mean(u.kl for u in done),
@@ -87,8 +113,13 @@ def update_metrics(updates: Sequence[UpdateStats]) -> dict[str, Any]:
         "clip_share": sum(u.clipped for u in updates) / tokens if tokens else None,
         "grad_norm": mean(u.grad_norm for u in done),
         "ratio_max": max((u.ratio_max for u in updates), default=None),
-        "logprob_diff_mean": first.logprob_diff_sum / first.tokens if first.tokens else None,
-        "logprob_diff_max": first.logprob_diff_max if first.tokens else None,
+        "logprob_diff_mean": sum(u.logprob_diff_sum for u in known) / measured if measured else None,
+        "logprob_diff_max": max((u.logprob_diff_max for u in known), default=None),
+        "importance_mean": ratio_sum / measured if measured else None,
+        "importance_max": max((u.importance_max for u in known), default=None),
+        "importance_min": min((u.importance_min for u in known), default=None),
+        "importance_ess": effective_share(tokens=measured, ratio_sum=ratio_sum, ratio_square_sum=square_sum),
+        "importance_bounded_share": sum(u.bounded for u in updates) / tokens if tokens else None,
         "update_tokens": tokens,
         "updates": len(done),
         "updates_skipped": len(updates) - len(done),

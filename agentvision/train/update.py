@@ -1,17 +1,19 @@
 """One optimizer update: examples in, weights moved, numbers out.
 
 The update is normalised by counts over all micro-batches and ranks, so how it is cut changes memory and speed and not the
-gradient. The old log-probs of the ratio are those recorded at sampling: they belong to the distribution that drew the
-tokens, whatever happened to the weights since, so the first update of a step measures the mismatch between engine and
-trainer, and later ones (several mini-batches, several epochs) are clipped against the same old policy.
+gradient. Without a correction the old log-probs of the ratio are those recorded at sampling: they belong to the distribution
+that drew the tokens, whatever happened to the weights since. With one they are the trainer's own at the beginning of the
+step, and the rest of the ratio is a bounded weight (see `correction`). Either way what the trainer computes with the weights
+of the step's beginning is measured against what was recorded, before anything is bounded.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -20,13 +22,13 @@ from torch import Tensor, nn
 
 from agentvision.recipe.schema import Algorithm
 from agentvision.train.batch import Example, MicroBatch, micro_batches
+from agentvision.train.correction import Mismatch, importance_weights, is_bounded, log_importance, mismatch
 from agentvision.train.forward import PixelSource, SampledTokens, image_features
 from agentvision.train.losses import (
     LossCounts,
     LossNorm,
     grpo_loss,
     is_clipped,
-    mismatch,
     supervised_loss,
     token_weights,
 )
@@ -48,12 +50,32 @@ class UpdateStats:
     entropy: float = 0.0
     tokens: int = 0
     clipped: int = 0
+    ratio_max: float = 1.0
+    """Of new / old, before the clipping."""
+    measured: int = 0
+    """Tokens whose log-probs at the step's beginning were compared with those recorded: what follows is about them."""
     logprob_diff_sum: float = 0.0
     logprob_diff_max: float = 0.0
-    ratio_max: float = 1.0
+    importance_sum: float = 0.0
+    """Of the raw ratios proximal / sampled, before any bound."""
+    importance_square_sum: float = 0.0
+    importance_max: float = 0.0
+    importance_min: float = math.inf
+    bounded: int = 0
+    """Tokens whose ratio the correction truncated or masked."""
     grad_norm: float = 0.0
     finite: bool = True
     """False: the update was skipped and no weight touched."""
+
+    def measure(self, found: Mismatch) -> None:
+        """Add one micro-batch's."""
+        self.measured += found.tokens
+        self.logprob_diff_sum += found.diff_sum
+        self.logprob_diff_max = max(self.logprob_diff_max, found.diff_max)
+        self.importance_sum += found.ratio_sum
+        self.importance_square_sum += found.ratio_square_sum
+        self.importance_max = max(self.importance_max, found.ratio_max)
+        self.importance_min = min(self.importance_min, found.ratio_min)
 
 
 @dataclass(slots=True)
@@ -71,14 +93,31 @@ class Updater:
     merge: int = 2
     reference: SampledTokens | None = None
     _features: dict[ImageHash, Tensor] = field(default_factory=dict)
+    _fresh: bool = True
+    """Whether the weights are those that the step began with."""
 
     @property
     def model(self) -> Any:
         return cast("SampledTokens", self.accelerator.unwrap_model(self.scorer)).model
 
     def begin_step(self) -> None:
-        """Forget the features of a frozen tower: the images of the next step are others."""
+        """The weights are now those of a step's beginning; the features of a frozen tower are of other images."""
         self._features.clear()
+        self._fresh = True
+
+    def with_proximal(
+        self, examples: Sequence[Example], pixels: PixelSource, *, spare: Example | None = None
+    ) -> list[Example]:
+        """The examples with their log-probs under the weights as they are: for a step of several updates."""
+        found: defaultdict[int, list[float]] = defaultdict(list)
+        batches, counts = self._plan(examples, spare)
+        for index, batch in enumerate(batches):
+            with torch.no_grad():
+                scored = self.scorer(batch, pixels, self._frozen_features(batch, pixels))
+            if index < len(batches) - counts.spare:
+                for owner, logprob in zip(batch.owners.tolist(), scored.logprobs.tolist(), strict=True):
+                    found[owner].append(logprob)
+        return [replace(example, proximal=tuple(found[i])) for i, example in enumerate(examples)]
 
     def reinforce(
         self, examples: Sequence[Example], pixels: PixelSource, *, spare: Example | None = None
@@ -86,23 +125,32 @@ class Updater:
         """One GRPO update on these examples of this rank (VisionThink, Eq. 3). `spare` keeps a rank without any in step."""
         batches, counts = self._plan(examples, spare)
         stats = UpdateStats(kl=math.nan if self.reference is None else 0.0)
-        algorithm = self.algorithm
+        algorithm, correction = self.algorithm, self.algorithm.correction
         clip_high = algorithm.clip if algorithm.clip_high is None else algorithm.clip_high
+        bound: dict[str, Any] = {}
+        if correction.kind != "none":
+            bound = {"kind": correction.kind, "threshold": correction.threshold}
         self._start()
         for index, batch in enumerate(batches):
             features = self._frozen_features(batch, pixels)
             with self._sync(last=index == len(batches) - 1):
                 reference_N = self._reference_logprobs(batch, pixels, features)
                 scored = self.scorer(batch, pixels, features)
+                logprobs_N = scored.logprobs.detach()
+                # In a step's only update what the trainer computes is what it computed at the beginning.
+                proximal_N = logprobs_N if batch.proximal is None else batch.proximal
+                ratios_N = log_importance(proximal_N, batch.recorded, batch.owners, level=correction.level)
+                old_N = batch.recorded if correction.kind == "none" else proximal_N
                 parts = grpo_loss(
                     scored.logprobs,
                     scored.entropy,
-                    old_logprobs_N=batch.recorded,
+                    old_logprobs_N=old_N,
                     reference_N=reference_N,
                     advantages_N=batch.advantages,
                     weights_N=self._weights(
                         batch, counts, algorithm.loss_norm, spare=index >= len(batches) - counts.spare
                     ),
+                    importance_N=importance_weights(ratios_N, **bound) if bound else None,
                     clip_low=algorithm.clip,
                     clip_high=clip_high,
                     kl_coef=algorithm.kl.coef,
@@ -112,18 +160,17 @@ class Updater:
                 self._backward(parts.loss)
             if index >= len(batches) - counts.spare:
                 continue
-            clipped_N = is_clipped(
-                scored.logprobs.detach(), batch.recorded, batch.advantages, clip_low=algorithm.clip, clip_high=clip_high
-            )
-            measured = mismatch(scored.logprobs, batch.recorded)
+            clipped_N = is_clipped(logprobs_N, old_N, batch.advantages, clip_low=algorithm.clip, clip_high=clip_high)
             stats.loss += parts.loss.item()
             stats.kl += parts.kl.item()
             stats.entropy += parts.entropy.item()
             stats.tokens += batch.tokens
             stats.clipped += int(clipped_N.sum())
-            stats.logprob_diff_sum += measured.sum
-            stats.logprob_diff_max = max(stats.logprob_diff_max, measured.max)
-            stats.ratio_max = max(stats.ratio_max, measured.ratio_max)
+            stats.ratio_max = max(stats.ratio_max, float((logprobs_N - old_N).max().exp()))
+            if self._fresh or batch.proximal is not None:
+                stats.measure(mismatch(proximal_N, batch.recorded, ratios_N))
+            if bound:
+                stats.bounded += int(is_bounded(ratios_N, **bound).sum())
         return self._step(stats)
 
     def imitate(self, examples: Sequence[Example], pixels: PixelSource, *, spare: Example | None = None) -> UpdateStats:
@@ -194,20 +241,26 @@ class Updater:
         stats.finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
         if stats.finite:
             self.optimizer.step()
+            self._fresh = False
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         return stats
 
     def _sum_over_ranks(self, stats: UpdateStats) -> None:
         """Make each rank's share the whole; a loss that is not finite anywhere is so everywhere."""
-        sums = ("loss", "kl", "entropy", "tokens", "clipped", "logprob_diff_sum")
-        maxima = ("logprob_diff_max", "ratio_max")
-        values = torch.tensor([float(getattr(stats, name)) for name in (*sums, *maxima)], dtype=torch.float64)
+        counts = ("tokens", "clipped", "measured", "bounded")
+        sums = ("loss", "kl", "entropy", "logprob_diff_sum", "importance_sum", "importance_square_sum")
+        maxima = ("logprob_diff_max", "ratio_max", "importance_max")
+        names = (*counts, *sums, *maxima, "importance_min")
+        values = torch.tensor([float(getattr(stats, name)) for name in names], dtype=torch.float64)
         ranks = cast("Tensor", self.accelerator.gather(values.to(self.accelerator.device)[None]))
-        for k, name in enumerate((*sums, *maxima)):
-            column = ranks[:, k]
-            value = float(column.sum() if name in sums else column.max())
-            setattr(stats, name, int(value) if name in ("tokens", "clipped") else value)
+        for name, column in zip(names, ranks.unbind(1), strict=True):
+            if name in counts:
+                setattr(stats, name, int(column.sum()))
+            elif name in sums:
+                setattr(stats, name, float(column.sum()))
+            else:
+                setattr(stats, name, float(column.max() if name in maxima else column.min()))
 
     def _reference_logprobs(
         self, batch: MicroBatch, pixels: PixelSource, features: dict[ImageHash, Tensor] | None

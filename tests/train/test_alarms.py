@@ -157,6 +157,12 @@ def test_a_judge_that_mends_or_is_not_audited_rings_no_more():
     assert rung([{k: v for k, v in row.items() if not k.startswith("judge/")} for row in history]) == []
 
 
+def test_log_probs_that_differ_ring():
+    assert rung(rows(logprob_diff_mean=0.02)) == [] == rung(rows(logprob_diff_mean=None))
+    assert rung(rows(logprob_diff_mean=lambda k: 0.3 * (k > 12))) == [(14, "mismatch")]
+    assert rung(rows(logprob_diff_mean=0.02), mismatch={"logprob_diff": 0.01}) == [(5, "mismatch")]
+
+
 def test_steps_without_any_signal_ring():
     assert rung(rows(groups_no_signal=lambda k: 16 if k % 5 else 15)) == []
     assert rung(rows(groups_no_signal=14, groups_dropped=2)) == [(5, "no_signal")]

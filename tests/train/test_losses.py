@@ -11,7 +11,6 @@ from agentvision.train.losses import (
     grpo_loss,
     is_clipped,
     kl_estimate,
-    mismatch,
     supervised_loss,
     token_weights,
 )
@@ -136,12 +135,3 @@ def test_the_supervised_loss_is_the_mean_cross_entropy_of_each_trajectory():
     weights = token_weights(lengths, counts=LossCounts(trajectories=2, tokens=4))
     loss = supervised_loss(torch.tensor([-2.0, -1.0, -2.0, -3.0]), weights_N=weights)
     assert loss.item() == pytest.approx((2.0 + 2.0) / 2)
-
-
-def test_mismatch_measures_before_clipping():
-    measured = mismatch(torch.tensor([0.0, math.log(5.0)]), torch.tensor([0.0, 0.0]))
-    assert (
-        measured.tokens == 2
-        and measured.max == pytest.approx(math.log(5.0))
-        and measured.ratio_max == pytest.approx(5.0)
-    )

@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from agentvision.geometry import Affine
 from agentvision.train.advantages import group_advantages
 from agentvision.train.collect import ScoredGroup
-from agentvision.train.metrics import answer_shares, rollout_metrics, update_metrics
+from agentvision.train.metrics import answer_shares, rollout_metrics, staleness_metrics, update_metrics
 from agentvision.train.update import UpdateStats
 from agentvision.types import (
     Group,
@@ -13,6 +14,7 @@ from agentvision.types import (
     Sample,
     Score,
     StopReason,
+    TextSegment,
     ToolCall,
     ToolError,
     ToolRecord,
@@ -70,15 +72,36 @@ def test_without_a_format_reward_the_format_is_read_off_the_grammar():
     assert row["format"] == 0.5
 
 
-def test_the_mismatch_is_that_of_the_first_update_alone():
+def test_the_mismatch_is_of_the_tokens_that_were_measured():
     row = update_metrics(
         [
-            UpdateStats(loss=1.0, tokens=10, clipped=1, logprob_diff_sum=0.1, logprob_diff_max=0.05),
-            UpdateStats(loss=math.nan, tokens=30, clipped=3, logprob_diff_sum=9.0, logprob_diff_max=4.0, finite=False),
+            UpdateStats(
+                loss=1.0, tokens=10, clipped=1, measured=10, logprob_diff_sum=0.1, logprob_diff_max=0.05,
+                importance_sum=12.0, importance_square_sum=20.0, importance_max=3.0, importance_min=0.5, bounded=4,
+            ),
+            UpdateStats(loss=math.nan, tokens=30, clipped=3, finite=False),
         ]
-    )
+    )  # fmt: skip
     assert row["logprob_diff_mean"] == pytest.approx(0.01) and row["logprob_diff_max"] == 0.05
+    assert (row["importance_mean"], row["importance_max"], row["importance_min"]) == (1.2, 3.0, 0.5)
+    assert row["importance_ess"] == pytest.approx(12**2 / (10 * 20)) and row["importance_bounded_share"] == 0.1
     assert row["clip_share"] == 0.1 and row["loss"] == 1.0 and row["updates"] == 1 and row["updates_skipped"] == 1
+
+
+def test_staleness_is_a_mean_over_tokens_of_groups_with_a_signal():
+    def said(version, count):
+        return TextSegment((1,) * count, sampled=True, logprobs=(0.0,) * count, version=version)
+
+    ledger = (TextSegment((1,) * 50), said(3, 1), said(4, 3), TextSegment((2,)), said(5, 4))
+    lively, dull = (
+        [replace(trajectory(reward=r), segments=ledger if r else ()) for r in rewards]
+        for rewards in ((1.0, 0.0), (1.0, 1.0))
+    )
+    scored = [
+        ScoredGroup(Group(g[0].sample, tuple(g)), group_advantages([t.reward for t in g])) for g in (lively, dull)
+    ]
+    assert staleness_metrics(scored, version=5) == {"staleness_mean": (2 + 3) / 8, "staleness_max": 2}
+    assert staleness_metrics(scored[1:], version=5) == {"staleness_mean": None, "staleness_max": None}
 
 
 def test_a_step_without_an_update_has_no_numbers_of_one():

@@ -1,5 +1,7 @@
 """The update on a real (tiny, random) model: normalisation over micro-batches and ranks, non-finite steps, frozen parts."""
 
+import copy
+import functools
 import math
 import multiprocessing
 import os
@@ -11,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from agentvision.recipe.schema import KL, Algorithm
+from agentvision.recipe.schema import KL, Algorithm, Correction
 from agentvision.train.batch import Example
 from agentvision.train.forward import SampledTokens
 from agentvision.train.learner import freeze, make_reference
@@ -67,9 +69,10 @@ def gradients(updater, batch, *, spare=None):
     return found, stats
 
 
-def oracle(batch, algorithm):
-    """Eq. 3 by a slow loop over trajectories and tokens, full logits, and autograd."""
-    model = tiny_model()
+def oracle(batch, algorithm, *, model=None, begin=None):
+    """Eq. 3 by a slow loop over trajectories and tokens, full logits, and autograd; `begin`: the step's first weights."""
+    model = model or tiny_model()
+    begin, correction = begin or copy.deepcopy(model), algorithm.correction
     reference = tiny_model()
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -85,13 +88,22 @@ def oracle(batch, algorithm):
             expected, _ = full_forward(reference, example.segments, 1.0)
         own = [s for s in example.segments if isinstance(s, TextSegment) and s.sampled]
         old = [p for s in own for p in s.logprobs]
+        weights = [1.0] * len(old)
+        if correction.kind != "none":
+            with torch.no_grad():
+                proximal, _ = full_forward(begin, example.segments, 1.0)
+            ratios = [math.exp(p - o) for p, o in zip(proximal.tolist(), old, strict=True)]
+            if correction.level == "sequence":
+                ratios = [math.prod(ratios)] * len(ratios)
+            c, old = correction.threshold, proximal
+            weights = [min(r, c) if correction.kind == "truncated" else r * (1 / c <= r <= c) for r in ratios]
         trajectory = torch.zeros(())
-        for lp, o, ref, h in zip(logprobs, old, expected, entropy, strict=True):
+        for lp, o, ref, h, weight in zip(logprobs, old, expected, entropy, weights, strict=True):
             ratio = torch.exp(lp - o)
             clipped = torch.clamp(ratio, 1 - algorithm.clip, 1 + (algorithm.clip_high or algorithm.clip))
             gain = torch.minimum(ratio * example.advantage, clipped * example.advantage)
             kl = torch.exp(ref - lp) - (ref - lp) - 1
-            trajectory = trajectory - (gain - algorithm.kl.coef * kl + algorithm.entropy * h)
+            trajectory = trajectory - (weight * gain - algorithm.kl.coef * kl + algorithm.entropy * h)
         scale = {
             "trajectory": 1 / (example.sampled * len(used)),
             "token": 1 / tokens,
@@ -102,6 +114,13 @@ def oracle(batch, algorithm):
     return total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() / scale < 1e-5, name
+
+
 @pytest.mark.parametrize("norm", ["trajectory", "token", "constant"])
 def test_loss_and_gradient_are_eq_3s_for_every_size_of_micro_batch(norm):
     algorithm = ALGORITHM.model_copy(update={"loss_norm": norm})
@@ -109,10 +128,74 @@ def test_loss_and_gradient_are_eq_3s_for_every_size_of_micro_batch(norm):
     for micro_batch_tokens in (1, 120, 10**6):
         found, stats = gradients(make_updater(algorithm=algorithm, micro_batch_tokens=micro_batch_tokens), examples())
         assert stats.loss == pytest.approx(expected_loss, abs=2e-6)
-        assert found.keys() == expected.keys()
-        scale = max(g.abs().max() for g in expected.values())
-        for name, gradient in expected.items():
-            assert (found[name] - gradient).abs().max() / scale < 1e-5, name
+        assert_same(found, expected)
+
+
+CORRECTIONS = [
+    Correction(kind=k, level=n, threshold=2.0) for k in ("truncated", "masked") for n in ("token", "sequence")
+]
+
+
+@functools.cache
+def drifted(seed=0):
+    """Examples whose recorded log-probs are those of the model's, give or take a factor of e in probability."""
+    rng = random.Random(seed)
+    known = make_updater().with_proximal(examples(), pixels)
+    return [
+        replace(e, segments=recorded(e.segments, [p + rng.gauss(0, 1) for p in e.proximal]), proximal=None)
+        for e in known
+    ]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: f"{c.kind}-{c.level}")
+def test_a_corrected_update_is_the_slow_loops_for_every_size_of_micro_batch(correction):
+    algorithm = ALGORITHM.model_copy(update={"correction": correction})
+    expected_loss, expected = oracle(drifted(), algorithm)
+    seen = set()
+    for micro_batch_tokens in (60, 10**6):
+        found, stats = gradients(make_updater(algorithm=algorithm, micro_batch_tokens=micro_batch_tokens), drifted())
+        assert stats.loss == pytest.approx(expected_loss, abs=5e-6)
+        assert_same(found, expected)
+        assert 0 < stats.bounded < stats.tokens == stats.measured and stats.ratio_max == 1 and stats.clipped == 0
+        assert stats.importance_min < 0.5 and stats.importance_max > 2
+        seen.add((stats.bounded, round(stats.importance_max, 2), round(stats.logprob_diff_sum, 3)))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:3], ids=lambda c: f"{c.kind}-{c.level}")
+def test_later_updates_of_a_step_are_clipped_against_the_weights_that_it_began_with(correction):
+    algorithm = ALGORITHM.model_copy(update={"correction": correction})
+    updater = make_updater(algorithm=algorithm, micro_batch_tokens=120)
+    begin = copy.deepcopy(updater.model)
+    known = updater.with_proximal(drifted(), pixels)
+    assert [len(e.proximal) for e in known] == [e.sampled for e in drifted()]
+    with torch.no_grad():  # an update between
+        for parameter in updater.model.parameters():
+            parameter.mul_(1.05)
+    updater._fresh = False
+    expected_loss, expected = oracle(drifted(), algorithm, model=copy.deepcopy(updater.model), begin=begin)
+    found, stats = gradients(updater, known)
+    assert stats.loss == pytest.approx(expected_loss, abs=5e-6)
+    assert_same(found, expected)
+    assert stats.clipped > 0 and stats.ratio_max > 1 and stats.measured == stats.tokens
+
+
+def test_moved_weights_say_nothing_about_the_sampler():
+    updater = make_updater(lr=0.01)
+    first, second = updater.reinforce(examples(), pixels), updater.reinforce(examples(), pixels)
+    assert first.measured == first.tokens > 0 and second.measured == 0
+    updater.begin_step()
+    assert updater.reinforce(examples(), pixels).measured > 0
+
+
+def test_without_a_mismatch_a_correction_changes_nothing():
+    plain = make_updater(algorithm=Algorithm())
+    on_policy = [replace(e, segments=recorded(e.segments, e.proximal)) for e in plain.with_proximal(examples(), pixels)]
+    expected, _ = gradients(plain, on_policy)
+    for correction in CORRECTIONS:
+        found, stats = gradients(make_updater(algorithm=Algorithm(correction=correction)), on_policy)
+        assert_same(found, expected)
+        assert stats.bounded == 0 and abs(stats.importance_sum - stats.tokens) < 1e-3
 
 
 def test_an_update_that_is_not_finite_touches_no_weight():
@@ -130,14 +213,7 @@ def test_an_update_that_is_not_finite_touches_no_weight():
 
 def test_on_policy_the_mismatch_is_rounding_alone():
     updater = make_updater(algorithm=Algorithm())
-    (batch,), _ = updater._plan(examples(), None)
-    with torch.no_grad():
-        logprobs = updater.scorer(batch, pixels, None).logprobs.tolist()
-    owners = batch.owners.tolist()
-    sampled = [
-        replace(e, segments=recorded(e.segments, [p for p, o in zip(logprobs, owners, strict=True) if o == i]))
-        for i, e in enumerate(examples())
-    ]
+    sampled = [replace(e, segments=recorded(e.segments, e.proximal)) for e in updater.with_proximal(examples(), pixels)]
     stats = updater.reinforce(sampled, pixels)
     assert stats.logprob_diff_max < 1e-5 and stats.clipped == 0 and stats.ratio_max < 1 + 1e-5
 
