@@ -136,14 +136,20 @@ class TrainablePolicy(Policy, Protocol):
     """A policy that training can move: it samples from weights that the trainer changes, and says exactly what.
 
     The trainer owns `model` and changes its weights in place. A policy that computes with this very module has nothing
-    to fetch; one that samples elsewhere (an engine, a server) sends them there in `weights_changed`.
+    to fetch; one that samples elsewhere (a copy, an engine, a server) sends them there in `weights_changed`.
     """
 
     model: nn.Module
     """What is trained."""
     vision_frozen: bool
     """Set by the trainer: the vision tower keeps its weights, so what was computed of an image stays true."""
+    samples_from_copy: bool
+    """Whether turns are sampled with weights of the policy's own, so that `model` may change meanwhile. The trainer sets it
+    to True where rollouts overlap with updates; a policy that cannot do so raises `ModelError`."""
 
     async def weights_changed(self, version: int) -> None:
-        """The module's weights are new, and are this version. When it returns, the next turn samples with them."""
+        """The module's weights are new, and are this version. When it returns, the next token is sampled with them.
+
+        Turns in flight go on under them (`Completion.versions`); a policy with weights of its own has taken them over.
+        """
         ...

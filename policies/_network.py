@@ -41,25 +41,30 @@ class Ragged:
     fresh: bool
 
 
-def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy with parameters of another type; buffers keep theirs, rotary frequencies want their precision."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+def _copy(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy with weights of its own, in another type where one is given.
+
+    Buffers keep their type, rotary frequencies want their precision; frozen parameters of the same type are shared.
+    """
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        own = p.requires_grad or dtype not in (None, p.dtype)
+        memo[id(p)] = nn.Parameter(p.detach().to(dtype or p.dtype, copy=True), requires_grad=False) if own else p
     return deepcopy(model, memo)
 
 
 class Network:
-    """A `Qwen2_5_VLForConditionalGeneration` (or Qwen2-VL) as the engine uses it. Shares the module, copies nothing."""
+    """A `Qwen2_5_VLForConditionalGeneration` (or Qwen2-VL) as the engine uses it.
+
+    It shares the module; with a `compute_dtype` that is not the module's, or after `copy_weights`, it has one of its own.
+    """
 
     def __init__(self, model: nn.Module, *, compute_dtype: torch.dtype | None = None) -> None:
         use_matrix_patches(model)
         self._original = model
         if compute_dtype is not None and any(p.dtype != compute_dtype for p in model.parameters()):
-            model = _copy_in(model, compute_dtype)
-        self.model: Any = model
-        inner = getattr(model, "model", None)
-        self._text: Any = getattr(inner, "language_model", None)
-        self._visual: Any = getattr(inner, "visual", None)
-        self._head: Any = getattr(model, "lm_head", None)
+            model = _copy(model, compute_dtype)
+        self._use(model)
         self._check()
         config = self._text.config
         weight = self._text.embed_tokens.weight
@@ -73,6 +78,13 @@ class Network:
             dtype=weight.dtype,
             device=weight.device,
         )
+
+    def _use(self, model: nn.Module) -> None:
+        self.model: Any = model
+        inner = getattr(model, "model", None)
+        self._text: Any = getattr(inner, "language_model", None)
+        self._visual: Any = getattr(inner, "visual", None)
+        self._head: Any = getattr(model, "lm_head", None)
 
     def _check(self) -> None:
         name = type(self.model).__name__
@@ -95,11 +107,21 @@ class Network:
     def device(self) -> torch.device:
         return self.kv_shape.device
 
+    @property
+    def is_copy(self) -> bool:
+        return self.model is not self._original
+
+    def copy_weights(self) -> None:
+        """Compute with a copy from now on."""
+        if not self.is_copy:
+            self._use(_copy(self._original, None).eval())
+
     def refresh(self) -> None:
-        """Take over the weights of the original where this is a copy of it in another type."""
-        if self.model is not self._original:
+        """Take over the weights of the original where this is a copy of it."""
+        if self.is_copy:
             for copied, weight in zip(self.model.parameters(), self._original.parameters(), strict=True):
-                copied.copy_(weight)
+                if copied is not weight:
+                    copied.copy_(weight)
 
     def eval(self) -> None:
         """Leave training mode if the trainer left the shared module in it."""

@@ -3,7 +3,7 @@
 `complete` puts a turn into a queue; one worker thread owns the engine (`_engine.py`) and batches whatever waits, so
 tools, deadlines and other coroutines go on meanwhile. There is no barrier between turns: a row leaves the batch when
 its turn ends and joins again when its tool has answered. The trainer shares the module and calls `weights_changed`
-after each update; it must not change weights while turns are being sampled.
+after each update. It must not change weights while turns are being sampled, unless the policy samples from a copy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ class TransformersPolicy:
     `max_rows` bounds the sessions that hold keys and values at a time (others wait); `prefill_tokens` the tokens of one
     prefill pass; `image_tokens` the cache of image embeddings. `vision_frozen` says that training leaves the vision
     tower alone, so embeddings outlive a change of weights. `compute_dtype` ("bfloat16") samples with a copy of the
-    weights in that type, made anew after each update: for training whose master weights are float32.
+    weights in that type, made anew after each update: for training whose master weights are float32. Setting
+    `samples_from_copy` makes one in the same type, while no turn is being sampled.
     """
 
     trainable = True
@@ -106,6 +108,8 @@ class TransformersPolicy:
         self._last_arrival = 0.0
         self._ended_sessions: deque[str] = deque()
         self._stale = False
+        self._followers: list[Future[None]] = []
+        """Who waits until the copy has the new weights."""
         self._closed = False
         self._worker: threading.Thread | None = None
         # And these are the worker's own.
@@ -162,6 +166,17 @@ class TransformersPolicy:
     def version(self) -> int:
         """Of the weights: what the last `weights_changed` said, 0 before."""
         return self._version
+
+    @property
+    def samples_from_copy(self) -> bool:
+        return self._network.is_copy
+
+    @samples_from_copy.setter
+    def samples_from_copy(self, wanted: bool) -> None:
+        if wanted:
+            self._network.copy_weights()
+        elif self._network.is_copy:
+            raise ModelError("the policy has a copy of the weights already, and cannot go back to the trainer's own")
 
     # --- the policy's protocol --------------------------------------------------------------------------------------
 
@@ -228,11 +243,20 @@ class TransformersPolicy:
     async def weights_changed(self, version: int) -> None:
         """Say that the module's weights are new, and which version they are: nothing computed before is used again.
 
-        Turns being sampled go on under the new weights, from what they have said so far.
+        Turns being sampled go on under the new weights, from what they have said so far. A copy has the new weights when
+        this returns: the module's may change again.
         """
+        taken: Future[None] | None = None
         with self._changed:
             self._version = version
             self._stale = True
+            if self.samples_from_copy:
+                taken = Future()
+                taken.set_running_or_notify_cancel()  # who stops waiting does not undo it
+                self._followers.append(taken)
+                self._wake()
+        if taken is not None:
+            await asyncio.wrap_future(taken)
 
     # --- the worker -------------------------------------------------------------------------------------------------
 
@@ -254,6 +278,8 @@ class TransformersPolicy:
             if self._worker is threading.current_thread():
                 self._worker = None
                 self._deliver([Outcome(t.job, error=reason) for t in self._leftovers()])
+                _fail_all(self._followers, reason)
+                self._followers = []
 
     def _serve(self) -> None:
         while self._take():
@@ -282,25 +308,38 @@ class TransformersPolicy:
             return True
 
     def _has_work(self) -> bool:
-        return bool(self._arrived or self._closed or (self._ended_sessions and self._engine.is_large))
+        ended = self._ended_sessions and self._engine.is_large
+        return bool(self._arrived or self._closed or self._followers or ended)
 
     def _heed(self) -> list[Outcome]:
         """Do what callers asked for since the last step: released sessions, new weights, cancelled turns."""
         with self._changed:
-            ended, stale, version = list(self._ended_sessions), self._stale, self._version
+            ended = list(self._ended_sessions)
             self._ended_sessions.clear()
-            self._stale = False
         stopped = [job for session in ended if (job := self._engine.release(session)) is not None]
         outcomes = [Outcome(j, error=RuntimeError(f"session {j.session!r} was released")) for j in stopped]
-        if stale:
-            self._network.refresh()
-            again = self._engine.weights_changed(version=version, keep_images=self.vision_frozen)
-            self._queue = again + self._queue
+        self._take_over()
         for job in [j for j in self._tickets if j.cancelled and j not in stopped]:
             self._engine.cancel(job)
             del self._tickets[job]
         self._queue = [j for j in self._queue if not j.cancelled]
         return outcomes
+
+    def _take_over(self) -> None:
+        """Bring in new weights, if there are any: the turns at work are to go on under them."""
+        with self._changed:
+            if not self._stale:
+                return
+            version, followers = self._version, self._followers
+            self._stale, self._followers = False, []
+        try:
+            self._network.refresh()
+        except Exception as error:
+            _fail_all(followers, error)
+            raise
+        for follower in followers:
+            follower.set_result(None)
+        self._queue = self._engine.weights_changed(version=version, keep_images=self.vision_frozen) + self._queue
 
     def _turn_over(self) -> list[Outcome]:
         """Let waiting jobs join when that is worth a prefill, then sample one token everywhere."""
@@ -345,6 +384,11 @@ def _dtype(name: torch.dtype | str | None) -> torch.dtype | None:
     if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ModelError(f"{name!r} is no floating-point type of torch; try 'bfloat16' or 'float32'")
     return dtype
+
+
+def _fail_all(followers: Iterable[Future[None]], error: Exception) -> None:
+    for follower in followers:
+        follower.set_exception(error)
 
 
 def _resolve(results: list[tuple[_Ticket, Outcome]]) -> None:

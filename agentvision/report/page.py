@@ -248,7 +248,9 @@ def _diagnostics(metrics: Sequence[Row]) -> list[Chart]:
         series = {
             name: name.removeprefix(prefix).removesuffix("_s").replace("_", " ")
             for name in _names(metrics)
-            if name.startswith(prefix) and any(row.get(name) for row in metrics) and name != "time_step_s"
+            if name.startswith(prefix)
+            and any(row.get(name) for row in metrics)
+            and name not in ("time_step_s", "time_wait_s")
         }
         charts.append(Chart(title=title, y=y, series=series, kind="area", domain=domain))
     return charts

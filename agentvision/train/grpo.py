@@ -4,6 +4,8 @@ A step reads top to bottom in `GRPO.one_step`; what each line stands for lives i
 losses, update, checkpoint), and what stands around it (the run's folder, resuming, export) in `run`. Every rank of an
 accelerate launch rolls out its own prompts with its own copy of the weights; the loss is normalised over all of them.
 
+The rollouts of a step come from a `Pipeline`, which may begin them while the updates before still run.
+
 A run can be repeated from its seed, and a killed one continued: prompts come from a cursor, sampling seeds from (seed,
 step, prompt, rollout, turn), and everything else that changes stands in the checkpoint.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from agentvision.train.learner import Learner
 from agentvision.train.lockstep import Batching, Lockstep
 from agentvision.train.metrics import rollout_metrics, staleness_metrics, update_metrics
 from agentvision.train.optimizer import learning_rate, set_learning_rate
+from agentvision.train.pipeline import Batch, Pipeline
 from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
 from agentvision.train.seeding import random_states, set_random_states
@@ -81,7 +84,7 @@ class GRPO:
     step: int = 0
     """Steps done."""
     cursor: int = 0
-    """Prompts drawn by this rank in those steps; a step that is abandoned draws its prompts again."""
+    """Prompts drawn by this rank in those steps; a step that is abandoned, or only begun, draws its prompts again."""
     moved: bool = False
     """Whether any step so far had a signal, and moved the weights."""
     saved: int = -1
@@ -92,22 +95,33 @@ class GRPO:
     """Those that begin with the step that was recorded last."""
     torn: bool = False
     """Whether the weights are not to be saved: moved by half a step, or those of a policy that fails."""
+    batches: Pipeline = field(init=False)
+    """The rollouts of this step and of those that may be ahead of the weights."""
+
+    def __post_init__(self) -> None:
+        settings = self.recipe.trainer
+        self.batches = Pipeline(self.roll, max_staleness=settings.max_staleness, steps=settings.steps)
 
     async def loop(self) -> None:
         """Train until the last step, a signal, or a reason to stop."""
         settings = self.recipe.trainer
-        while self.step < settings.steps and self.interruption.received is None:
-            await self.one_step()
-            if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
-                self.save()
+        try:
+            while self.step < settings.steps and self.interruption.received is None:
+                await self.one_step()
+                if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
+                    self.save()
+        finally:
+            await self.batches.close()
 
     async def one_step(self) -> Collected:
         """One step, whole and recorded; what it rolled out."""
         settings = self.recipe.trainer
         began = time.perf_counter()
-        store = ImageStore()
         # rollout and reward
-        collected = await self.collect(store)
+        with self.interruption.may_cancel():
+            batch = await self.batches.batch(self.step)
+        waited = time.perf_counter()
+        collected, store = batch.collected, batch.store
         self.check_images(collected)
         self.check_invalid(collected, store)
         # advantage
@@ -117,15 +131,16 @@ class GRPO:
         self.progress.phase("update")
         rate = learning_rate(self.step, settings, steps=settings.steps)
         scheduled = self.learner.rewards.scheduled(self.step)  # weights of rewards
-        updates = self.update(groups, collected, store, rate)
+        updates = await self.batches.meanwhile(partial(self.update, groups, collected, store, rate))
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
         await self.learner.policy.weights_changed(self.step + 1)
-        self.step, self.cursor, self.torn = self.step + 1, self.prompts.cursor, False
+        self.step, self.cursor, self.torn = self.step + 1, batch.cursor, False
         ended = time.perf_counter()
         times = {
             "time_rollout_s": collected.rollout_s,
             "time_reward_s": collected.reward_s,
+            "time_wait_s": waited - began,
             "time_update_s": ended - updating,
             "time_step_s": ended - began,
         }
@@ -139,8 +154,9 @@ class GRPO:
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
-    async def collect(self, store: ImageStore) -> Collected:
-        recipe, learner = self.recipe, self.learner
+    async def roll(self, step: int) -> Batch:
+        """Roll out and score the prompts of a step (counted from 0)."""
+        recipe, learner, store = self.recipe, self.learner, ImageStore()
         done = 0
 
         def rollout(named: Sequence[tuple[str, Sample]], seed: int) -> AsyncIterator[Group]:
@@ -163,19 +179,20 @@ class GRPO:
         def count(group: Group) -> None:
             nonlocal done
             done += len(group.trajectories)
-            self.progress.rollouts(done)
+            if step == self.step:
+                self.progress.rollouts(done)
 
-        with self.interruption.may_cancel():
-            return await collect(
-                self.prompts,
-                rollout=rollout,
-                score=partial(learner.rewards.score, step=self.step),
-                wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
-                max_rounds=recipe.algorithm.resample.max_rounds,
-                normalise=recipe.algorithm.advantage_std,
-                seed=seed_for(recipe.seed, "step", self.step, self.accelerator.process_index),
-                on_group=count,
-            )
+        collected = await collect(
+            self.prompts,
+            rollout=rollout,
+            score=partial(learner.rewards.score, step=step),
+            wanted=recipe.trainer.prompts_per_step // self.accelerator.num_processes,
+            max_rounds=recipe.algorithm.resample.max_rounds,
+            normalise=recipe.algorithm.advantage_std,
+            seed=seed_for(recipe.seed, "step", step, self.accelerator.process_index),
+            on_group=count,
+        )
+        return Batch(collected, store, self.prompts.cursor)
 
     def update(
         self, groups: list[list[Example]], collected: Collected, store: ImageStore, rate: float

@@ -1,6 +1,7 @@
 """Everything that learns, made from a recipe: policy, model, optimizer, rewards.
 
-The policy and the trainer share one model in this process; "sync" is telling the policy that its weights are new.
+The trainer owns the model; "sync" is telling the policy that its weights are new. Where rollouts and updates take turns, a
+policy in this process computes with that very model.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Learner:
     updater: Updater
     source: str
     lockstep: bool
-    """Whether rollouts are batched so that they repeat bit for bit: on a CPU, where everything else does."""
+    """Whether rollouts are batched so that they repeat bit for bit: on a CPU, where everything else does, and when no update
+    runs beside them."""
 
     def write(self, folder: Path) -> None:
         """The large files of a checkpoint: `model/` and `optimizer.pt`."""
@@ -96,7 +98,10 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         net.gradient_checkpointing_enable()
     freeze(net, recipe.model.freeze)
     use_window_batches(net)
-    lockstep = accelerator.device.type == "cpu" and isinstance(policy, Batching)
+    overlaps = recipe.trainer.max_staleness > 0
+    if overlaps:
+        policy.samples_from_copy = True
+    lockstep = accelerator.device.type == "cpu" and isinstance(policy, Batching) and not overlaps
     if {"vision", "projector"} <= set(recipe.model.freeze):
         policy.vision_frozen = not lockstep  # embeddings kept over steps would be missing after a resume
     if not any(p.requires_grad for p in net.parameters()):

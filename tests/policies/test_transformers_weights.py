@@ -9,7 +9,7 @@ import torch
 
 from agentvision.errors import ModelError
 from agentvision.policies.transformers import TransformersPolicy
-from agentvision.policy import VersionSpan
+from agentvision.policy import TrainablePolicy, VersionSpan
 
 from .policy_cases import assert_exact, picture, recorded_logprobs, uncached_logprobs
 
@@ -66,6 +66,71 @@ async def test_a_turn_goes_on_under_new_weights(changing, codec, talk, head):
     torch.testing.assert_close(recorded[:5], old[:5], atol=1e-4, rtol=0)
     torch.testing.assert_close(recorded[5:], new[5:], atol=1e-4, rtol=0)
     assert (old[5:] - new[5:]).abs().max() > 1e-2
+
+
+async def test_a_copy_is_untouched_by_an_update_until_it_is_told(model, codec, talk):
+    """The trainer's module is ruined while a turn is sampled, set right, said to be new, and ruined again at once."""
+    mine = copy.deepcopy(model)
+    before = copy.deepcopy(mine)
+    policy = TransformersPolicy(mine, codec)
+    assert not policy.samples_from_copy
+    mine.model.visual.requires_grad_(False)
+    policy.samples_from_copy = True
+    assert policy.samples_from_copy and isinstance(policy, TrainablePolicy)
+    own = dict(policy._network.model.named_parameters())
+    assert {own[name] is p for name, p in mine.named_parameters() if p.requires_grad} == {False}
+    assert own["model.visual.patch_embed.proj.weight"] is mine.model.visual.patch_embed.proj.weight, "frozen: shared"
+
+    def ruin():
+        with torch.no_grad():
+            for p in mine.model.language_model.parameters():
+                p.fill_(torch.nan)
+
+    gate = threading.Event()
+
+    def wait_in_the_middle(module, inputs, logits):
+        if policy.stats.decode_steps == 3:
+            gate.wait(20)
+
+    policy._network.model.lm_head.register_forward_hook(wait_in_the_middle)
+    t = talk(images=[picture()])
+    turn = asyncio.create_task(t.turn(policy, max_tokens=10))
+    while policy.stats.decode_steps < 3:
+        await asyncio.sleep(0.005)
+    ruin()
+    mine.load_state_dict({name: 1.5 * p for name, p in before.state_dict().items()})
+    new = copy.deepcopy(mine)
+    changed = asyncio.create_task(policy.weights_changed(1))
+    await asyncio.sleep(0.02)
+    assert not changed.done(), "the copy cannot have been refreshed within a step of decoding"
+    gate.set()
+    await changed
+    ruin()
+    completion = await turn
+    assert completion.versions == (VersionSpan(0, 0, 5), VersionSpan(1, 5, 10))
+    recorded = recorded_logprobs(t)
+    torch.testing.assert_close(recorded[:5], uncached_logprobs(before, codec, t)[:5], atol=1e-4, rtol=0)
+    torch.testing.assert_close(recorded[5:], uncached_logprobs(new, codec, t)[5:], atol=1e-4, rtol=0)
+    with pytest.raises(ModelError, match="cannot go back"):
+        policy.samples_from_copy = False
+    await policy.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await policy.weights_changed(2)
+
+
+async def test_weights_that_cannot_be_taken_over_are_told_to_the_trainer(model, codec, monkeypatch):
+    policy = TransformersPolicy(copy.deepcopy(model), codec)
+    policy.samples_from_copy = True
+
+    def broken():
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(policy._network, "refresh", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        await policy.weights_changed(1)
+    monkeypatch.undo()
+    await policy.weights_changed(2)
+    await policy.close()
 
 
 async def test_a_copy_in_another_type_follows_the_weights(model, codec, talk):

@@ -19,7 +19,7 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
 
     half = Half([])
     if not exact:
-        half.model, half.vision_frozen, half.codec = None, False, object()
+        half.model, half.vision_frozen, half.samples_from_copy, half.codec = None, False, False, object()
 
         async def weights_changed(version):
             pass
