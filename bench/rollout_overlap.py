@@ -95,7 +95,7 @@ def table(results: dict[str, Any]) -> str:
         f"| step, overlapping | {results['step_on_s']:.2f} |",
         "",
         f"Overlapping, a step takes {results['overlap_ratio']:.2f} × the longer of its parts (target {TARGET}), and is "
-        f"{results['speedup']:.2f} × as fast as taking turns; tokens are {results['staleness_mean']:.2f} updates old on "
+        f"{results['speedup']:.2f} × as fast as taking turns; tokens are {results['staleness_mean']:.2f} steps old on "
         f"average, and their effective sample size is {results['importance_ess']:.3f}.",
     ]
     if results["policies"]:

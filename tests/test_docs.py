@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["rewards.md", "recipes.md"])
+@pytest.mark.parametrize("page", ["rewards.md", "recipes.md", "training.md"])
 def test_recipes_load_and_their_rewards_are_there(page: str, folder: Path) -> None:
     for number, text in enumerate(blocks(page, "yaml")):
         (folder / f"{number}.yaml").write_text(text, encoding="utf-8")

@@ -271,9 +271,9 @@ class Trainer(Optimizer):
     micro_batch_tokens: PositiveInt | None = None
     """Tokens a forward pass at most; changes memory and speed, never the loss. None: the trainer's choice."""
     max_staleness: NonNegativeInt = 0
-    """Updates by which the weights that begin a rollout may be behind those that learn from it. 0: rollouts and updates take
-    turns, strictly on-policy. 1 or more: the rollouts of so many next steps may run while the update does; a policy that
-    computes with the trainer's own weights then keeps a copy of them."""
+    """Steps by which the weights that sample may be behind those that learn. 0: rollouts and updates take turns, strictly
+    on-policy. 1 or more: the rollouts of so many next steps may run while the update does; a policy that computes with the
+    trainer's own weights then keeps a copy of them."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """`bf16`: compute in bfloat16 over float32 weights."""
     save_every: NonNegativeInt = 5

@@ -89,7 +89,7 @@ DIAGNOSTICS = (
     ),
     Chart(
         title="Staleness",
-        y="updates behind",
+        y="steps behind",
         series={"staleness_mean": "mean of tokens", "staleness_max": "largest"},
     ),
     Chart(

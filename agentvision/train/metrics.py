@@ -77,7 +77,7 @@ def answer_shares(groups: Iterable[Group]) -> dict[str, float | None]:
 
 
 def staleness_metrics(groups: Iterable[ScoredGroup], *, version: int) -> dict[str, float | None]:
-    """How many updates old the weights were that sampled the tokens in the loss, when these weights learn from them.
+    """By how many steps the weights that sampled the tokens in the loss were behind `version`, which learns from them.
 
     Mean and maximum over sampled tokens of groups with a signal; 0 where rollouts and updates take turns.
     """

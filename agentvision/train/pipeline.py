@@ -1,6 +1,6 @@
 """Batches of rollouts, one a step, in order; at most `max_staleness` steps ahead of the weights.
 
-A batch may begin once the weights are no more than `max_staleness` updates from those that will learn from it: with 0
+A batch may begin once the weights are no more than `max_staleness` steps from those that will learn from it: with 0
 when its own step begins, so that rollouts and updates take turns; with 1 while the update before runs. Batches are rolled
 out one after another, never two at a time, so that the prompts of finished steps are always the first that were drawn. An
 update that has company runs in a thread: the event loop, and with it tools, judges and turns, goes on. Weights that change
