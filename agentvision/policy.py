@@ -147,6 +147,10 @@ class TrainablePolicy(Policy, Protocol):
     """Whether turns are sampled with weights of the policy's own, so that `model` may change meanwhile. The trainer sets it
     to True where rollouts overlap with updates; a policy that cannot do so raises `ModelError`."""
 
+    async def rest(self) -> None:
+        """No turn is asked for before the next `weights_changed`: what sampling alone needs may be given up."""
+        ...
+
     async def weights_changed(self, version: int) -> None:
         """The module's weights are new, and are this version. When it returns, the next token is sampled with them.
 

@@ -240,6 +240,9 @@ class TransformersPolicy:
             await asyncio.to_thread(worker.join)
         self._engine.reset()
 
+    async def rest(self) -> None:
+        """Nothing to give up: the weights are the trainer's, and keys and values are freed as their episodes end."""
+
     async def weights_changed(self, version: int) -> None:
         """Say that the module's weights are new, and which version they are: nothing computed before is used again.
 

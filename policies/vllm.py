@@ -45,6 +45,8 @@ class VLLMPolicy:
     """
 
     trainable = True
+    samples_from_copy = True
+    """Always: the engine has weights of its own."""
 
     def __init__(
         self,
@@ -195,29 +197,35 @@ class VLLMPolicy:
     async def release(self, session: str) -> None:
         await self.engine.release(session)
 
+    async def rest(self) -> None:
+        """No turn is asked for before the next `weights_changed`: a colocated engine gives its memory to the trainer."""
+        if isinstance(self.engine, InProcessEngine):
+            await self.engine.sleep()
+
     async def weights_changed(self, version: int) -> None:
         """Bring the engine to the module's weights. Raises `SyncError` when that cannot be proven, and keeps the version.
 
         Of several servers one must succeed; the others get no turns until they have these weights too.
         """
-        pooled = isinstance(self.engine, Pool)
+        pool = self.engine if isinstance(self.engine, Pool) else None
+        if isinstance(self.engine, InProcessEngine):
+            await self.engine.wake()
         # Servers may need the weights again later, when the trainer has moved on: theirs are a copy.
-        weights = Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=pooled)
-        if pooled and _rank() == 0:
-            await on_network(self._bring(weights))
-        elif not pooled:
+        weights = Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=pool is not None)
+        if pool is None:
             for control in self.engine.controls():
                 await self._send(weights, control, self.model)
+        elif _rank() == 0:
+            await on_network(self._bring(pool, weights))
         if _ranks() > 1:
             await asyncio.to_thread(distributed.barrier)
         self._version = version
 
-    async def _bring(self, weights: Weights) -> None:
+    async def _bring(self, pool: Pool, weights: Weights) -> None:
         """All servers that serve; on the network's loop, where those that come back are brought to them too."""
-        if isinstance(self.engine, Pool):
-            await self.engine.ready()
+        await pool.ready()
         async with self._syncing:
-            controls = self.engine.controls()
+            controls = pool.controls()
             sends = (self._send(weights, control, self.model) for control in controls)
             results = await asyncio.gather(*sends, return_exceptions=True)
             errors = [r for r in results if isinstance(r, BaseException)]

@@ -160,6 +160,7 @@ class InProcessEngine(Control):
         self._errands: deque[_Errand] = deque()
         self._left: deque[_Ticket] = deque()
         self._paused = False
+        self._asleep = False
         self._closed = False
         self._failure: Exception | None = None
         self._worker: threading.Thread | None = None
@@ -255,16 +256,17 @@ class InProcessEngine(Control):
         return await self._do(self._engine.get_weight_version)
 
     async def sleep(self) -> None:
-        """Give the device's memory up: weights and caches. Turns in flight are put back; `wake` goes on with them."""
-        if not self.settings.sleeps or self.settings.on_cpu:
-            return
-        await self.pause()
-        await self._do(lambda: self._engine.sleep(level=2, mode="keep"))
+        """Give the device's memory up: weights and caches. On a CPU there is none to give up, and it only stops."""
+        if self.settings.sleeps and not self._asleep:
+            await self.pause()
+            await self._do(lambda: self._engine.sleep(level=2, mode="keep"))
+            self._asleep = True
 
     async def wake(self) -> None:
-        """Take the memory again. The weights are rubbish until the next sync."""
-        if self.settings.sleeps and not self.settings.on_cpu:
+        """Take the memory again. The weights are rubbish, and nothing is sampled, until the next sync."""
+        if self._asleep:
             await self._do(self._engine.wake_up)
+            self._asleep = False
 
     async def close(self) -> None:
         """Fail what still waits, end the thread and free the engine."""

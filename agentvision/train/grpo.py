@@ -131,6 +131,8 @@ class GRPO:
         self.progress.phase("update")
         rate = learning_rate(self.step, settings, steps=settings.steps)
         scheduled = self.learner.rewards.scheduled(self.step)  # weights of rewards
+        if not settings.max_staleness:
+            await self.learner.policy.rest()
         updates = await self.batches.meanwhile(partial(self.update, groups, collected, store, rate))
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync

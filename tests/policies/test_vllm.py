@@ -165,3 +165,14 @@ def test_its_settings_are_in_the_constructor_of_recipes():
     import inspect
 
     assert {"placement", "endpoints", "context_tokens"} <= set(inspect.signature(VLLMPolicy.from_pretrained).parameters)
+
+
+async def test_an_engine_that_rests_samples_again_after_the_next_sync(policy):
+    """On a CPU there is no memory to give up: what is tested is that it stops, wakes and goes on."""
+    await policy.rest()
+    turn = asyncio.create_task(policy.complete(talk_of(policy, seed=9).request()))
+    await asyncio.sleep(0.3)
+    assert not turn.done()
+    await policy.weights_changed(policy.version + 1)
+    completion = await turn
+    assert {span.version for span in completion.versions} == {policy.version}
