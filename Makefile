@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-.PHONY: setup setup-vllm demo test lint types reproduce bench bench-judge bench-data tiny tiny-check clean help
+.PHONY: setup setup-vllm demo test lint types reproduce bench bench-judge bench-data bench-rollout chaos-rollout tiny tiny-check clean help
 
 help:  ## List the commands.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,12 @@ bench-judge: setup  ## Measure the judge (faults, outages, a large step, trainin
 
 bench-data: setup  ## Iterate 100,000 rows of 2-megapixel pictures and draw the memory it takes (minutes, 2 GB of disk).
 	$(BIN)/python bench/data_memory.py
+
+bench-rollout: setup-vllm  ## Measure rollouts (the loop, the ledger, vLLM, overlap) and write bench/results/rollout.json.
+	$(BIN)/python bench/rollout.py
+
+chaos-rollout: setup-vllm  ## Kill and hang servers, spoil weights on their way; write those tables of docs/results.md.
+	$(BIN)/python bench/chaos_rollout.py
 
 tiny: setup  ## Rebuild the tiny model that ships with the package.
 	$(BIN)/python -m agentvision.tiny

@@ -1,0 +1,387 @@
+"""The agent loop on vLLM against vLLM alone, against the transformers policy, and against the trainer's log-probs.
+
+    python bench/rollout_engine.py [--part loop|others|exact|bfloat16]
+
+`loop`: episodes of the tiny VisionThink recipe through the agent loop, then the very same turns (ids, pixels, seeds, limits),
+prepared beforehand, given to the engine all at once, as `generate` would; in turns, in one process, caches reset. Also what
+turn 2 found of turn 1 in the prefix cache, and how often an image was preprocessed. `others`: the same episodes by the
+transformers policy, and the two engines on a larger model. `exact`: |Δ log-prob| of engine and trainer, 8 prompts of 0 to 2
+images × 8 turns, in float32 and in bfloat16. Each part is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from agentvision import build
+from agentvision.data import open_questions
+from agentvision.engine.in_process import BAN, InProcessEngine
+from agentvision.engine.probe import gap_of
+from agentvision.engine.types import Ask, Sampled
+from agentvision.images import ImageStore
+from agentvision.policies.transformers import TransformersPolicy
+from agentvision.policies.vllm import VLLMPolicy
+from agentvision.recipe import load_recipe
+from agentvision.rollout import rollout_groups
+from agentvision.tokens import Codec, token_count
+from agentvision.train.batch import Example
+from agentvision.train.export import save_model
+from agentvision.types import Group, ImageSegment, Segment, TextSegment
+
+PARTS = ("loop", "others", "exact", "bfloat16")
+GROUPS, SIZE, ROUNDS = 32, 16, 5
+OVERRIDES = ("policy.backend=vllm", 'policy.options={"kv_cache_mib": 256}')
+LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+LARGER_TURNS, LARGER_TOKENS = 64, 64
+LONG_IMAGE_PX = 384
+"""Side of the pictures of the prompts whose reuse is measured beside the recipe's: 576 visual tokens each."""
+
+
+@dataclass
+class Recording:
+    """An engine that notes what it was asked, and what it said."""
+
+    engine: Any
+    asks: list[Ask] = field(default_factory=list)
+    said: list[Sampled] = field(default_factory=list)
+
+    async def sample(self, ask: Ask) -> Sampled:
+        sampled = await self.engine.sample(ask)
+        self.asks.append(ask)
+        self.said.append(sampled)
+        return sampled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+async def roll_out(policy: Any, recipe: Any, *, groups: int = GROUPS, start: int = 0) -> tuple[float, list[Group]]:
+    """Seconds and groups of one pass over the same questions, on a store of its own."""
+    tools, store = build.build_tools(recipe), ImageStore()
+    samples = open_questions(recipe, "train")
+    named = [(f"bench{k}", samples[k]) for k in range(start, start + groups)]
+    began = time.perf_counter()
+    found = [
+        group
+        async for group in rollout_groups(
+            named,
+            size=SIZE,
+            make_env=build.env_maker(recipe, store=store, vision=policy.codec.vision, tools=tools),
+            policy=policy,
+            store=store,
+            sampling=build.sampling_of(recipe, seed=1),
+            limits=build.limits_of(recipe),
+        )
+    ]
+    return time.perf_counter() - began, found
+
+
+async def raw_generate(engine: InProcessEngine, asks: Sequence[Ask]) -> float:
+    """Seconds that vLLM takes for these turns, given all at once with their prompts ready."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    prepared = [
+        (
+            engine._prompt(ask),
+            SamplingParams(
+                temperature=ask.temperature,
+                seed=ask.seed % (1 << 63),
+                max_tokens=ask.max_tokens,
+                stop_token_ids=list(ask.stop_ids),
+                ignore_eos=True,
+                logit_bias=dict.fromkeys(ask.banned_ids, BAN),
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+        for ask in asks
+    ]
+
+    def generate() -> float:
+        core = engine._engine
+        began = time.perf_counter()
+        for k, (prompt, params) in enumerate(prepared):
+            core.add_request(f"raw{k}", prompt, params)
+        while core.has_unfinished_requests():
+            core.step()
+        return time.perf_counter() - began
+
+    return await engine._do(generate)
+
+
+async def loop() -> dict[str, Any]:
+    recipe = load_recipe("visionthink", profile="tiny", overrides=OVERRIDES)
+    policy = build.build_policy(recipe)
+    assert isinstance(policy, VLLMPolicy) and isinstance(policy.engine, InProcessEngine)
+    engine = policy.engine
+    policy.engine = recording = Recording(engine)  # type: ignore[assignment]
+    await roll_out(policy, recipe, groups=4)
+    loops, raws = [], []
+    for _ in range(ROUNDS):
+        recording.asks.clear()
+        recording.said.clear()
+        await engine.reset_caches()
+        seconds, _ = await roll_out(policy, recipe)
+        loops.append(seconds)
+        asks = sorted(recording.asks, key=lambda ask: ask.turn)  # first turns first, as a batch of prompts would
+        await engine.reset_caches()
+        raws.append(await raw_generate(engine, asks))
+    first = {ask.session: said for ask, said in zip(recording.asks, recording.said) if ask.turn == 0}
+    second = {ask.session: said for ask, said in zip(recording.asks, recording.said) if ask.turn == 1}
+    before = policy._codec.preprocessed
+    _, once = await roll_out(policy, recipe, groups=8, start=GROUPS)  # of questions that are new
+    unique = {view.image for group in once for t in group.trajectories for view in t.views}
+    long = await _long_prompts(engine, policy._codec)
+    await policy.close()
+    return {
+        "episodes": GROUPS * SIZE,
+        "turns": len(recording.asks),
+        "overhead_ratio": statistics.median(raw / loop for raw, loop in zip(raws, loops)),
+        "overhead_ratio_rounds": [raw / loop for raw, loop in zip(raws, loops)],
+        "samples_per_s": GROUPS * SIZE / statistics.median(loops),
+        "raw_samples_per_s": GROUPS * SIZE / statistics.median(raws),
+        "prompt_tokens_turn_1": statistics.fmean(first[s].prompt_tokens for s in second),
+        "prefix_reuse_tiny": sum(min(second[s].cached_tokens, first[s].prompt_tokens) for s in second)
+        / sum(first[s].prompt_tokens for s in second),
+        "prefix_reuse_blocks": sum(
+            min(second[s].cached_tokens, first[s].prompt_tokens // block * block) for s in second
+        )
+        / whole,
+        "group_images": len(unique),
+        "group_preprocessed": policy._codec.preprocessed - before,
+        **long,
+    }
+
+
+async def _long_prompts(engine: InProcessEngine, codec: Codec) -> dict[str, float]:
+    """Two turns over prompts as long as a real image makes them; what the second found of the first's prompt."""
+    draw, reused, total = random.Random(0), 0, 0
+    for k in range(8):
+        store = ImageStore()
+        segments, _ = _prompt(codec, store, images=1, seed=100 + k, side=LONG_IMAGE_PX)
+        ask = _ask(codec, store, segments, session=f"long{k}", seed=k, max_tokens=16)
+        said = await engine.sample(ask)
+        turn = TextSegment(said.ids, sampled=True, logprobs=said.logprobs)
+        reply = TextSegment(tuple(codec.encode_text(f" again {draw.random()}")))
+        again = await engine.sample(
+            _ask(codec, store, (*segments, turn, reply), session=f"long{k}", seed=k, max_tokens=16, turn=1)
+        )
+        reused += min(again.cached_tokens, said.prompt_tokens)
+        total += said.prompt_tokens
+    return {"prefix_reuse": reused / total, "prompt_tokens_long": total / 8}
+
+
+# --- the other engine -----------------------------------------------------------------------------------------------
+
+
+async def others() -> dict[str, Any]:
+    recipe = load_recipe("visionthink", profile="tiny", overrides=OVERRIDES)
+    plain = load_recipe("visionthink", profile="tiny")
+    vllm, hf = build.build_policy(recipe), build.build_policy(plain)
+    times: dict[str, list[float]] = {"vllm": [], "transformers": []}
+    ratios = []
+    for policy, which in ((vllm, recipe), (hf, plain)):
+        await roll_out(policy, which, groups=4)
+    for _ in range(ROUNDS):
+        await vllm.engine.reset_caches()  # type: ignore[attr-defined]
+        times["vllm"].append((await roll_out(vllm, recipe))[0])
+        times["transformers"].append((await roll_out(hf, plain))[0])
+        ratios.append(times["transformers"][-1] / times["vllm"][-1])
+    await vllm.close()
+    await hf.close()
+    larger = await _larger()
+    return {
+        "vllm_vs_transformers": statistics.median(ratios),
+        "transformers_samples_per_s": GROUPS * SIZE / statistics.median(times["transformers"]),
+        **larger,
+    }
+
+
+async def _larger() -> dict[str, float]:
+    """Both on a random model of about 30 million parameters: turns of a fixed length, tokens a second."""
+    from agentvision.tiny.config import tiny_config, tiny_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = build.model_path("package://tiny-vlm")
+        codec = Codec.from_pretrained(source)
+        config = tiny_config(codec.tokenizer)
+        for name, value in LARGER.items():
+            setattr(config.text_config, name, value)
+        config.text_config.num_key_value_heads = 4
+        config.text_config.layer_types = ["full_attention"] * LARGER["num_hidden_layers"]
+        config.text_config.rope_parameters["mrope_section"] = [8, 12, 12]
+        config.vision_config.out_hidden_size = LARGER["hidden_size"]
+        model = tiny_model(config, seed=0)
+        save_model(model, codec, folder, source=source)  # type: ignore[arg-type]
+        policy = VLLMPolicy.from_pretrained(folder, dtype="float32", device="cpu", context_tokens=1024)
+        hf = TransformersPolicy.from_pretrained(folder, dtype="float32", device="cpu")
+        store = ImageStore()
+        prompts = [_prompt(codec, store, images=1, seed=k, side=96) for k in range(LARGER_TURNS)]
+
+        async def run(one: Any, kind: str) -> float:
+            began = time.perf_counter()
+            await asyncio.gather(
+                *(
+                    one.complete(_request(codec, store, segments, session=f"{kind}{k}", seed=k))
+                    for k, (segments, _) in enumerate(prompts)
+                )
+            )
+            return time.perf_counter() - began
+
+        await run(policy, "warm")
+        await run(hf, "warm")
+        ratios = []
+        for k in range(3):
+            await policy.engine.reset_caches()  # type: ignore[attr-defined]
+            ratios.append(await run(hf, f"b{k}") / await run(policy, f"a{k}"))
+        await policy.close()
+        await hf.close()
+        return {
+            "larger_parameters": sum(p.numel() for p in model.parameters()),
+            "larger_ratio": statistics.median(ratios),
+        }
+
+
+# --- log-probs ------------------------------------------------------------------------------------------------------
+
+
+async def exact(dtype: str) -> dict[str, Any]:
+    path = build.model_path("package://tiny-vlm")
+    policy = VLLMPolicy.from_pretrained(path, dtype=dtype, device="cpu", context_tokens=1024)
+    codec, store = policy._codec, ImageStore()
+    examples = []
+    for k in range(8):
+        segments, _ = _prompt(codec, store, images=k % 3, seed=k, side=96)
+        asks = [_ask(codec, store, segments, session=f"{k}/{j}", seed=8 * k + j, max_tokens=32) for j in range(8)]
+        for said in await asyncio.gather(*(policy.engine.sample(ask) for ask in asks)):
+            turn = TextSegment(said.ids, sampled=True, logprobs=said.logprobs)
+            examples.append(Example((*segments, turn), advantage=0.0))
+    gap = gap_of(policy.model, codec, examples, store)
+    await policy.close()
+    return {"tokens": gap.tokens, "mean": gap.mean, "max": gap.max}
+
+
+def _prompt(codec: Codec, store: ImageStore, *, images: int, seed: int, side: int) -> tuple[tuple[Segment, ...], int]:
+    draw = random.Random(seed)
+    segments: list[Segment] = [TextSegment(codec.encode_text("what is it? ") + codec.encode_text(str(draw.random())))]
+    for k in range(images):
+        picture = Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side))
+        grid = codec.vision.grid(picture.size)
+        segments += [
+            ImageSegment(k + 1, store.add(picture), grid, codec.vision.tokens(picture.size)),
+            TextSegment(codec.encode_text(f" image {k + 1}")),
+        ]
+    return tuple(segments), token_count(segments)
+
+
+def _ask(
+    codec: Codec,
+    store: ImageStore,
+    segments: tuple[Segment, ...],
+    *,
+    session: str,
+    seed: int,
+    max_tokens: int,
+    turn: int = 0,
+) -> Ask:
+    return Ask(session, session, turn, segments, store, 1.0, 1.0, 0, max_tokens, seed, codec.stop_ids, codec.banned_ids)
+
+
+def _request(codec: Codec, store: ImageStore, segments: tuple[Segment, ...], *, session: str, seed: int) -> Any:
+    from agentvision.policy import Request, SamplingParams
+
+    sampling = SamplingParams(max_tokens=LARGER_TOKENS, seed=seed)
+    return Request(session, session, (), (), segments, store, sampling)
+
+
+# --- all of it ------------------------------------------------------------------------------------------------------
+
+
+def measure() -> dict[str, Any]:
+    """All parts, each in a process of its own."""
+    results = _part("loop") | _part("others")
+    single, half = _part("exact"), _part("bfloat16")
+    return results | {
+        "logprob_mean_abs_diff": single["mean"],
+        "logprob_max_abs_diff": single["max"],
+        "logprob_mean_abs_diff_bf16": half["mean"],
+        "logprob_max_abs_diff_bf16": half["max"],
+        "logprob_tokens": single["tokens"],
+    }
+
+
+def _part(name: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, "--part", name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"part {name!r} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as they stand in docs/results.md."""
+    r = results
+    rounds = ", ".join(f"{x:.3f}" for x in r["overhead_ratio_rounds"])
+    larger = r["larger_parameters"] / 1e6
+    rows = [
+        (
+            "agent loop's samples a second, of raw `generate`'s on the same turns",
+            f"{r['overhead_ratio']:.3f}",
+            "≥ 0.95",
+        ),
+        ("… the five rounds", rounds, ""),
+        (
+            f"turn 2 finds of turn 1's prompt, {r['prompt_tokens_long']:.0f} tokens",
+            f"{r['prefix_reuse']:.3f}",
+            "≥ 0.90",
+        ),
+        (f"… of the tiny recipe's, {r['prompt_tokens_turn_1']:.0f} tokens", f"{r['prefix_reuse_tiny']:.3f}", ""),
+        ("images of 8 groups of 16", f"{r['group_images']}", ""),
+        ("… preprocessed", f"{r['group_preprocessed']}", "once each"),
+        ("vLLM against the transformers policy, samples a second", f"{r['vllm_vs_transformers']:.2f} ×", ""),
+        (f"… a model of {larger:.0f} M, tokens a second", f"{r['larger_ratio']:.2f} ×", ""),
+    ]
+    for name, label in (("", f"float32, {r['logprob_tokens']} tokens"), ("_bf16", "bfloat16")):
+        mean, most = r[f"logprob_mean_abs_diff{name}"], r[f"logprob_max_abs_diff{name}"]
+        rows.append((f"mean and max abs Δ log-prob, {label}", f"{mean:.1e}, {most:.1e}", ""))
+    head = f"{r['episodes']} episodes, {r['turns']} turns, {r['samples_per_s']:.0f} samples a second on two cores."
+    return "\n".join(
+        [head, "", "| what | measured | wanted |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS)
+    part = parser.parse_args().part
+    if part is None:
+        results = measure()
+        print(json.dumps(results, indent=1))
+        print(table(results))
+        return
+    works = {"loop": loop, "others": others, "exact": lambda: exact("float32"), "bfloat16": lambda: exact("bfloat16")}
+    torch.set_num_threads(1)
+    print(json.dumps(asyncio.run(works[part]())))
+
+
+if __name__ == "__main__":
+    main()
