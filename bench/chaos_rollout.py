@@ -11,6 +11,7 @@ minute. A fault is over when every turn that was in flight anywhere at its momen
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the servers and the conversations are the tests'
+
+from page import write_section  # noqa: E402
 
 from agentvision.engine.endpoint import Endpoint  # noqa: E402
 from agentvision.engine.launch import ServerPlan, Servers  # noqa: E402
@@ -200,5 +203,18 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def main() -> None:
+    """Both fault tables: of servers, and of weights (`chaos_sync`), each in docs/results.md."""
+    import chaos_sync
+
+    for name, part in (("chaos-servers", sys.modules[__name__]), ("chaos-sync", chaos_sync)):
+        results = part.measure()
+        path = ROOT / "bench" / "results" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_section(name, part.table(results))
+        print(part.table(results), flush=True)
+
+
 if __name__ == "__main__":
-    print(table(measure()))
+    main()

@@ -163,10 +163,6 @@ async def loop() -> dict[str, Any]:
         "prompt_tokens_turn_1": statistics.fmean(first[s].prompt_tokens for s in second),
         "prefix_reuse_tiny": sum(min(second[s].cached_tokens, first[s].prompt_tokens) for s in second)
         / sum(first[s].prompt_tokens for s in second),
-        "prefix_reuse_blocks": sum(
-            min(second[s].cached_tokens, first[s].prompt_tokens // block * block) for s in second
-        )
-        / whole,
         "group_images": len(unique),
         "group_preprocessed": policy._codec.preprocessed - before,
         **long,
