@@ -64,6 +64,8 @@ def runs() -> Iterator[Run]:
             yield sweep(f"common-{DEAR}-{rule}", *penalty(rule, DEAR), seed=seed)
     for seed in SEEDS:
         yield Run("penalty-all", "penalty-all", seed)
+    for seed in SEEDS:
+        yield Run("vllm", "visionthink", seed, ("policy.backend=vllm",))
     for row in ("vanilla", "down-sample"):
         yield Run(row, row, 0)
     for theta in THETAS:
@@ -151,6 +153,7 @@ def spread(results: Sequence[dict], key: str, digits: int = 3) -> str:
 
 ROWS = (
     ("visionthink", "visionthink (rule `paper`, θ = .2)"),
+    ("vllm", "visionthink, trained and asked with `policy.backend=vllm`"),
     ("penalty-none", "penalty-none"),
     ("penalty-all", "penalty-all"),
     ("qwen-rl", "qwen-rl (always the original)"),

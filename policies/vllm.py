@@ -127,6 +127,7 @@ class VLLMPolicy:
             memory_share=memory_share,
             kv_cache_bytes=None if kv_cache_mib is None else kv_cache_mib << 20,
             trust_remote_code=trust_remote_code,
+            pixels=(codec.vision.min_pixels, codec.vision.max_pixels) if min_pixels or max_pixels else None,
             sleeps=sleep,
             more=engine or {},
         )
@@ -228,6 +229,9 @@ class VLLMPolicy:
             controls = pool.controls()
             sends = (self._send(weights, control, self.model) for control in controls)
             results = await asyncio.gather(*sends, return_exceptions=True)
+            for control, result in zip(controls, results, strict=True):
+                if isinstance(result, BaseException):
+                    control.distrust()
             errors = [r for r in results if isinstance(r, BaseException)]
             if len(errors) == len(results):
                 raise (
@@ -271,8 +275,9 @@ class VLLMPolicy:
     async def _admit(self, endpoint: Endpoint) -> None:
         """A server that comes back gets the weights that the others have."""
         async with self._syncing:
-            if self._current is not None:
-                await self._send(self._current, endpoint)
+            current = self._current
+            if current is not None and endpoint.weights != str(current.version):  # not brought while this one waited
+                await self._send(current, endpoint)
 
     async def close(self) -> None:
         """End the engine, and the servers that were started for it."""

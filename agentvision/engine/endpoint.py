@@ -319,6 +319,10 @@ class Endpoint:
             self._going.set()  # where it could not be resumed, its turns give it up
             self.on_resume(taken)
 
+    def distrust(self) -> None:
+        """What it computes with is not known: it gets no turns before it has taken weights anew, and whole."""
+        self.weights, self._torn, self._finished, self._heard = None, True, None, -math.inf
+
     async def start_weight_update(self) -> None:
         self.weights, self._torn, self._finished = None, True, None
         await self._control("POST", "/start_weight_update")

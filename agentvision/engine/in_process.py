@@ -17,7 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Samp
 from agentvision.engine.worker import BACKEND
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
+from agentvision.seeds import seed_for
 from agentvision.tokens import Codec, engine_ids, token_count, trainer_ids
 from agentvision.types import ImageSegment, Segment
 
@@ -50,12 +51,14 @@ class Expanded:
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A turn in the engine, and who waits for it."""
+    """A turn in the engine, and who waits for it. `said` is what it had said when it was last put back, if it was."""
 
     key: str
     ask: Ask
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Sampled]
+    engine_id: str = ""
+    said: Sampled | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +87,8 @@ class EngineSettings:
     memory_share: float = 0.5
     kv_cache_bytes: int | None = None
     trust_remote_code: bool = False
+    pixels: tuple[int, int] | None = None
+    """Least and most pixels of an image, where they are not the checkpoint's."""
     sleeps: bool = False
     """Whether the engine gives its memory up while the trainer updates (a GPU that both share)."""
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +125,7 @@ class EngineSettings:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(self.context_tokens, _PREFILL_TOKENS),
         }
+        size = self.pixels and {"shortest_edge": self.pixels[0], "longest_edge": self.pixels[1]}
         memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
         return {
             "model": self.path,
@@ -134,6 +140,7 @@ class EngineSettings:
             "generation_config": "vllm",
             "logprobs_mode": "processed_logprobs",
             "enable_prefix_caching": True,
+            "mm_processor_kwargs": size and {"size": size},
             "mm_processor_cache_gb": 0,
             "mm_device_do_normalize": False,  # the codec has done it
             "skip_mm_profiling": self.on_cpu,
@@ -244,8 +251,8 @@ class InProcessEngine(Control):
 
     async def reset_caches(self) -> None:
         def reset() -> None:
-            # Turns in flight are put back: their prefixes are computed again with the new weights.
-            if not self._engine.reset_prefix_cache(reset_running_requests=True):
+            self._put_back()
+            if not self._engine.reset_prefix_cache():
                 raise EngineError("the engine's prefix cache cannot be reset: blocks are still held")
             self._engine.reset_mm_cache()
             self._engine.reset_encoder_cache()
@@ -342,12 +349,11 @@ class InProcessEngine(Control):
                     _resolve(errand, result=errand.do())
                 except Exception as error:
                     _resolve(errand, error=_as_engine_error(error))
-            gone = {id(ticket) for ticket in left}
             for ticket in arrived:
-                if id(ticket) not in gone:
+                if not ticket.future.done():  # its caller may have left while it waited
                     self._add(ticket)
-            if keys := [t.key for t in left if self._running.pop(t.key, None) is not None]:
-                self._engine.abort_request(keys, internal=False)
+            if keys := [t.engine_id for t in left if self._running.pop(t.key, None) is not None]:
+                self._engine.abort_request(keys, internal=True)
             with self._changed:
                 if self._running and not self._paused:
                     return True
@@ -360,15 +366,15 @@ class InProcessEngine(Control):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        ask = ticket.ask
+        ask, so_far = ticket.ask, len(ticket.said.ids) if ticket.said is not None else 0
         try:
-            prompt = self._prompt(ask)
             params = SamplingParams(
                 temperature=ask.temperature,
                 top_p=ask.top_p,
                 top_k=ask.top_k,
-                seed=ask.seed % (1 << 63),
-                max_tokens=min(ask.max_tokens, self.settings.context_tokens - token_count(ask.segments)),
+                # A turn that goes on must not draw again what it drew at its beginning.
+                seed=(seed_for(ask.seed, so_far) if so_far else ask.seed) % (1 << 63),
+                max_tokens=min(ask.max_tokens, self.settings.context_tokens - token_count(ask.segments)) - so_far,
                 stop_token_ids=list(ask.stop_ids),
                 ignore_eos=True,
                 logit_bias=dict.fromkeys(ask.banned_ids, BAN) or None,
@@ -377,18 +383,39 @@ class InProcessEngine(Control):
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._engine.add_request(ticket.key, prompt, params)
+            prompt = self._prompt(ask, ticket.said.ids if ticket.said is not None else ())
+            ticket.engine_id = self._engine.add_request(ticket.key, prompt, params)
         except Exception as error:  # this turn's alone: the engine has not taken it
             _resolve(ticket, error=_as_engine_error(error))
             return
         self._running[ticket.key] = ticket
 
-    def _prompt(self, ask: Ask) -> Any:
-        """The ledger as vLLM takes it: expanded ids, and each image's pixels, place and name."""
+    def _put_back(self) -> None:
+        """Take the turns in flight out of the engine, with what they have said; they go on from there when it does.
+
+        vLLM can keep them itself, but not over a reset of its caches: of an image that it found in a prefix its worker has
+        no pixels, and none to compute it anew.
+        """
+        from vllm.v1.engine import FinishReason
+
+        states = self._engine.output_processor.request_states
+        tickets = list(self._running.values())
+        for ticket in tickets:
+            state = states[ticket.engine_id]
+            output = state.make_request_output([], None, FinishReason.ABORT, None)
+            if output is not None and output.outputs[0].token_ids:
+                ticket.said = self._sampled(ticket, output)
+        self._engine.abort_request([ticket.engine_id for ticket in tickets], internal=True)
+        self._running.clear()
+        with self._changed:
+            self._arrived.extendleft(reversed(tickets))
+
+    def _prompt(self, ask: Ask, said: Sequence[int] = ()) -> Any:
+        """The ledger as vLLM takes it: expanded ids, and each image's pixels, place and name; then what the turn has said."""
         from vllm.inputs import TokensPrompt, mm_input
         from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
-        ids = trainer_ids(ask.segments, self._codec.image_token_id)
+        ids = [*trainer_ids(ask.segments, self._codec.image_token_id), *said]
         items, hashes, places = [], [], []
         at = 0
         for segment in ask.segments:
@@ -411,18 +438,34 @@ class InProcessEngine(Control):
                 del self._running[output.request_id]
 
     def _outcome(self, ticket: _Ticket, output: Any) -> dict[str, Any]:
+        if (reason := output.outputs[0].finish_reason) not in ("stop", "length"):
+            return {"error": EngineError(f"the engine ended {ticket.key!r} with {reason!r}")}
+        return {"result": self._sampled(ticket, output)}
+
+    def _sampled(self, ticket: _Ticket, output: Any) -> Sampled:
+        """What the turn has said, before it was put back and since."""
         said = output.outputs[0]
-        if said.finish_reason not in ("stop", "length"):
-            return {"error": EngineError(f"the engine ended {ticket.key!r} with {said.finish_reason!r}")}
         ids = tuple(said.token_ids)
-        sampled = Sampled(
+        now = Sampled(
             ids=ids,
             logprobs=tuple(said.logprobs.logprobs),
             versions=spans(said.weight_versions, len(ids)),
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
-        return {"result": sampled}
+        return now if ticket.said is None else joined(ticket.said, now)
+
+
+def joined(first: Sampled, then: Sampled) -> Sampled:
+    """One turn of two parts: the prompt is the first's, and what one version sampled is one span."""
+    at = len(first.ids)
+    versions = list(first.versions)
+    for span in then.versions:
+        if span.version == versions[-1].version:
+            versions[-1] = replace(versions[-1], end=at + span.end)
+        else:
+            versions.append(VersionSpan(span.version, at + span.start, at + span.end))
+    return replace(first, ids=first.ids + then.ids, logprobs=first.logprobs + then.logprobs, versions=tuple(versions))
 
 
 def spans(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:

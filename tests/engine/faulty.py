@@ -37,10 +37,12 @@ class Faulty:
         if self._fault == "stale prefixes":
             self._fault, self.spoilt = None, "stale prefixes"
             # The features are forgotten: the next turn computes an image again, beside a prefix that is kept.
-            await self._engine._do(lambda: (core.reset_mm_cache(), core.reset_encoder_cache()))
+            await self._engine._do(
+                lambda: (self._engine._put_back(), core.reset_mm_cache(), core.reset_encoder_cache())
+            )
         elif self._fault == "stale features":
             self._fault, self.spoilt = None, "stale features"
-            await self._engine._do(lambda: core.reset_prefix_cache(reset_running_requests=True))
+            await self._engine._do(lambda: (self._engine._put_back(), core.reset_prefix_cache()))
         else:
             await self._engine.reset_caches()
 

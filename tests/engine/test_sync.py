@@ -2,15 +2,20 @@
 
 import asyncio
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
+from agentvision.engine.probe import gap_of
 from agentvision.engine.sync import Sync, Weights, buckets, shared
 from agentvision.engine.types import SyncError
 from agentvision.engine.worker import tensors_of
+from agentvision.train.batch import Example
+from agentvision.types import TextSegment
 
 from ..policies.vllm_cases import answers_of, make_policy, talk_of
+from .asks import ask_of
 from .faulty import FAULTS, Faulty
 
 
@@ -107,18 +112,37 @@ async def test_other_weights_under_the_right_digests_are_found_by_what_they_say(
 
 
 async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
+    """Their images were found in the prefix cache, which is reset under them."""
     version = policy.version
-    turns = [asyncio.create_task(_long(policy, k)) for k in range(4)]
-    await asyncio.sleep(0.3)
-    nudge(policy.model, 1.0)
+    for k in range(4):
+        await policy.engine.sample(replace(_endless(policy, k), max_tokens=4))
+    before = [policy.engine.sample(_endless(policy, k)) for k in range(4)]
+    turns = [asyncio.create_task(turn) for turn in before]
+    while len(policy.engine._running) < 4:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.2)  # some tokens
+    nudge(policy.model)
     await policy.weights_changed(version + 1)
-    spans = [span for turn in turns for span in (await turn).versions]
-    assert {span.version for span in spans} <= {version, version + 1}
-    assert version + 1 in {span.version for span in spans}
+    for k, turn in enumerate(turns):
+        sampled = await turn
+        talk = talk_of(policy, images=k % 3, seed=k)
+        if len(sampled.versions) == 2:  # the part under the new weights has their log-probs
+            start = sampled.versions[1].start
+            told = TextSegment(sampled.ids[:start])
+            turn = TextSegment(sampled.ids[start:], sampled=True, logprobs=sampled.logprobs[start:])
+            example = Example((*talk.segments, told, turn), advantage=0.0)
+            assert gap_of(policy.model, policy.codec, [example], talk.store).max < 1e-4
+        assert len(sampled.ids) == TURN_TOKENS
+        assert [span.version for span in sampled.versions] in ([version, version + 1], [version + 1])
+        assert sampled.versions[0].start == 0 and sampled.versions[-1].end == TURN_TOKENS
 
 
-async def _long(policy, k):
-    return await policy.complete(talk_of(policy, images=k % 3, seed=k).request(max_tokens=400))
+TURN_TOKENS = 600
+
+
+def _endless(policy, k):
+    """A turn that nothing ends before its limit."""
+    return replace(ask_of(talk_of(policy, images=k % 3, seed=k)), stop_ids=(), max_tokens=TURN_TOKENS)
 
 
 def test_buckets_hold_what_fits_and_a_large_tensor_is_alone():

@@ -12,7 +12,7 @@ from agentvision.policy import TrainablePolicy
 from agentvision.tokens import token_count, trainer_ids
 from agentvision.train.batch import Example
 
-from .policy_cases import assert_exact, picture, run
+from .policy_cases import Talk, assert_exact, picture, run
 from .vllm_cases import make_policy, talk_of
 
 
@@ -91,6 +91,14 @@ async def test_the_engine_expands_prompts_as_the_ledger_does(policy):
         told = await policy.engine.expand(talk.segments, talk.store)
         assert list(told.ids) == trainer_ids(talk.segments, policy.codec.image_token_id)
         assert told.grids == tuple(s.grid for s in talk.segments if hasattr(s, "grid"))
+
+
+async def test_the_recipes_limits_on_pixels_are_the_engines():
+    policy = make_policy(max_pixels=64 * 64)
+    talk = Talk(policy.codec, images=[picture(0, width=160, height=96)])
+    told = await policy.engine.expand(talk.segments, talk.store)
+    await policy.close()
+    assert list(told.ids) == trainer_ids(talk.segments, policy.codec.image_token_id)
 
 
 async def test_a_cancelled_turn_leaves_the_engine(policy):
