@@ -251,6 +251,9 @@ def test_imitation_lowers_the_cross_entropy():
     assert losses[-1] < 0.7 * losses[0]
 
 
+CORRECTED = ALGORITHM.model_copy(update={"correction": Correction(kind="truncated")})
+
+
 def rank_of_two(rank, port, out, uneven):
     """One of two ranks, in a process of its own."""
     os.environ |= {
@@ -258,9 +261,10 @@ def rank_of_two(rank, port, out, uneven):
         "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     torch.set_num_threads(1)
-    updater = make_updater(touch_all=True, micro_batch_tokens=150)
-    mine = [examples()[:9], examples()[9:]] if uneven else [examples(), []]
-    found, _ = gradients(updater, mine[rank], spare=examples()[0] if uneven else None)
+    updater = make_updater(algorithm=CORRECTED, touch_all=True, micro_batch_tokens=150)
+    mine, spare = [examples()[:9], examples()[9:]] if uneven else [examples(), []], examples()[0] if uneven else None
+    known = updater.with_proximal(mine[rank], pixels, spare=spare)
+    found, _ = gradients(updater, known, spare=spare)
     if rank == 0:
         torch.save(found, out)
     torch.distributed.destroy_process_group()
@@ -271,7 +275,8 @@ def rank_of_two(rank, port, out, uneven):
 @pytest.mark.parametrize("uneven", [True, False])
 def test_two_ranks_have_the_gradient_of_one(tmp_path, uneven):
     """Gloo between two processes that differ in examples and micro-batches, or of which one has none."""
-    expected, _ = gradients(make_updater(), examples())
+    alone = make_updater(algorithm=CORRECTED)
+    expected, _ = gradients(alone, alone.with_proximal(examples(), pixels))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
