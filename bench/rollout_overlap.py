@@ -73,8 +73,8 @@ def measure(*, timed_steps: int = TIMED_STEPS, policy_steps: int = POLICY_STEPS)
         "step_on_s": step_s,
         "overlap_ratio": step_s / max(rollout_s, update_s),
         "speedup": _median(off, "time_step_s") / step_s,
-        "staleness_mean": statistics.fmean(row["staleness_mean"] for row in on),
-        "importance_ess": statistics.fmean(row["importance_ess"] for row in on),
+        "staleness_mean": _mean(on, "staleness_mean"),
+        "importance_ess": _mean(on, "importance_ess"),
         "policy_steps": policy_steps,
         "policies": {},
     }
@@ -112,6 +112,11 @@ def table(results: dict[str, Any]) -> str:
 
 def _median(rows: list[dict[str, Any]], name: str) -> float:
     return statistics.median(row[name] for row in rows)
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    """Over the steps that had a signal."""
+    return statistics.fmean(row[name] for row in rows if row[name] is not None)
 
 
 def _rows(side: str, seed: int, steps: int) -> list[dict[str, Any]]:
