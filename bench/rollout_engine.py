@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,7 +229,7 @@ async def _larger() -> dict[str, float]:
         config.text_config.rope_parameters["mrope_section"] = [8, 12, 12]
         config.vision_config.out_hidden_size = LARGER["hidden_size"]
         model = tiny_model(config, seed=0)
-        save_model(model, codec, folder, source=source)  # type: ignore[arg-type]
+        save_model(model, codec, Path(folder), source=source)
         policy = VLLMPolicy.from_pretrained(folder, dtype="float32", device="cpu", context_tokens=1024)
         hf = TransformersPolicy.from_pretrained(folder, dtype="float32", device="cpu")
         store = ImageStore()
