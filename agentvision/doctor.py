@@ -165,6 +165,8 @@ async def _weights(patient: _Patient) -> Finding:
     policy, model = patient.learner.policy, patient.learner.model
     version = policy.version
     moved = _norms(model)
+    if not moved:
+        return Finding("weights", None, "the norms are frozen")
     kept = [parameter.detach().clone() for parameter in moved]
     try:
         with torch.no_grad():
@@ -192,11 +194,13 @@ def _norms(model: Any) -> list[torch.nn.Parameter]:
     """A few small weights that every token's and every image's computation goes through: the first and the last norms."""
     language, visual = model.model.language_model, model.model.visual
     found = [language.norm.weight, language.layers[0].input_layernorm.weight, visual.blocks[0].norm1.weight]
-    return cast("list[torch.nn.Parameter]", found)
+    return [parameter for parameter in found if parameter.requires_grad]  # what is frozen may be kept by anyone
 
 
 def _gap_finding(name: str, patient: _Patient, when: str) -> Finding:
     gap, limit = patient.gap(), patient.limit
+    if not gap.tokens:
+        return Finding(name, None, "nothing was sampled")
     numbers = {"tokens": gap.tokens, "mean": gap.mean, "max": gap.max, "limit": limit}
     says = (
         f"|Δ log-prob| {when}: mean {gap.mean:.2g}, max {gap.max:.2g} over {gap.tokens} tokens (mean at most {limit:g})"
@@ -222,6 +226,8 @@ async def _template(patient: _Patient) -> Finding:
 async def _memory(patient: _Patient) -> Finding:
     """Forward and backward over the largest micro-batch that the recipe allows."""
     recipe, learner = patient.recipe, patient.learner
+    if not recipe.trainer.max_staleness:
+        await learner.policy.rest()  # as in a step; this check is the last
     longest = max(patient.examples, key=lambda e: token_count(e.segments))
     row = _lengthened(longest.segments, recipe.sampling.context_tokens, recipe.sampling.max_tokens)
     tokens = max(learner.updater.micro_batch_tokens, recipe.sampling.context_tokens)

@@ -137,6 +137,7 @@ class Codec:
         self._pixels: OrderedDict[ImageHash, Pixels] = OrderedDict()
         self._pixel_bytes, self._cache_bytes = 0, cache_bytes
         self._lock = threading.Lock()
+        self._making = [threading.Lock() for _ in range(64)]  # an image's own is one of them
         self._frames: dict[_Shape, list[str | _Place | int]] = {}
         self._text = lru_cache(KEPT)(self._encode_text)
         self._tail = lru_cache(KEPT)(self._encode_tail)
@@ -210,7 +211,7 @@ class Codec:
         last = max((k for k, m in enumerate(messages) if m.role == "assistant"), default=None)
         if last is None:
             return True
-        before, now = (_written(self._pieces(m)) for m in (messages[:last], messages))
+        before, now = (self._frame(_shape(each)) for each in (messages[:last], messages))
         return now[: len(before) - 1] == before[:-1] and str(now[len(before) - 1]).startswith(str(before[-1]))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -228,7 +229,7 @@ class Codec:
         self, start: int, messages: Sequence[Message], views: Sequence[View], *, ended: bool
     ) -> tuple[Segment, ...]:
         """The messages from `start` on, and what the template puts before them after the message before."""
-        shape = tuple((m.role, tuple(isinstance(p, ViewPart) for p in m.parts)) for m in messages)
+        shape = _shape(messages)
         new = tuple(messages[start:])
         by_index = {v.index: v for v in views}
         return self._tail(shape, new, tuple(by_index[i] for m in new for i in m.views), ended)
@@ -240,8 +241,7 @@ class Codec:
 
         `views` are those that they show, in order; `ended` says that the turn before them ends in a stop token already.
         """
-        if (frame := self._frames.get(shape)) is None:
-            frame = self._frames[shape] = self._render(shape)
+        frame = self._frame(shape)
         start = len(shape) - len(messages)
         begin = frame.index(start - 1) + 1 if start else 0
         segments = self._segments(
@@ -256,6 +256,11 @@ class Codec:
             rest = first.ids[1:]
             return ((TextSegment(rest),) if rest else ()) + segments[1:]
         return segments
+
+    def _frame(self, shape: _Shape) -> list[str | _Place | int]:
+        if (frame := self._frames.get(shape)) is None:
+            frame = self._frames[shape] = self._render(shape)
+        return frame
 
     def _render(self, shape: _Shape) -> list[str | _Place | int]:
         """Render the template once for all conversations of one shape, with marks for content.
@@ -324,8 +329,16 @@ class Codec:
 
     # --- pixels -----------------------------------------------------------------------------------------------------
 
+    def has_pixels(self, image: ImageHash) -> bool:
+        """Whether `pixels` has them ready."""
+        return image in self._pixels
+
     def pixels(self, store: ImageStore, image: ImageHash) -> Pixels:
-        """The image as the vision tower takes it, preprocessed once and shared."""
+        """The image as the vision tower takes it, preprocessed once and shared; threads that ask together wait for one."""
+        with self._making[hash(image) % len(self._making)]:
+            return self._known_or_made(store, image)
+
+    def _known_or_made(self, store: ImageStore, image: ImageHash) -> Pixels:
         with self._lock:
             if (known := self._pixels.get(image)) is not None:
                 self._pixels.move_to_end(image)
@@ -349,15 +362,8 @@ class Codec:
             return self._pixels[image]
 
 
-def _written(pieces: Sequence[_Piece]) -> list[str | _Content]:
-    """Pieces without the marks between messages: the template's text in one, wherever nothing stands between."""
-    written: list[str | _Content] = [""]
-    for piece in pieces:
-        if isinstance(piece, _Content):
-            written += [piece, ""]
-        elif isinstance(piece, str):
-            written[-1] = f"{written[-1]}{piece}"
-    return written
+def _shape(messages: Sequence[Message]) -> _Shape:
+    return tuple((m.role, tuple(isinstance(p, ViewPart) for p in m.parts)) for m in messages)
 
 
 def _plain_encoder(tokenizer: Any) -> tuple[Any, dict[str, int]]:

@@ -151,6 +151,7 @@ async def loop() -> dict[str, Any]:
     second = {ask.session: said for ask, said in zip(recording.asks, recording.said) if ask.turn == 1}
     before = policy._codec.preprocessed
     _, once = await roll_out(policy, recipe, groups=8, start=GROUPS)  # of questions that are new
+    preprocessed = policy._codec.preprocessed - before
     unique = {view.image for group in once for t in group.trajectories for view in t.views}
     long = await _long_prompts(engine, policy._codec)
     await policy.close()
@@ -165,7 +166,7 @@ async def loop() -> dict[str, Any]:
         "prefix_reuse_tiny": sum(min(second[s].cached_tokens, first[s].prompt_tokens) for s in second)
         / sum(first[s].prompt_tokens for s in second),
         "group_images": len(unique),
-        "group_preprocessed": policy._codec.preprocessed - before,
+        "group_preprocessed": preprocessed,
         **long,
     }
 

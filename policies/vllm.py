@@ -8,8 +8,10 @@ once by its hash. The trainer changes `model`; `weights_changed` brings the engi
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,17 +22,21 @@ from torch import distributed, nn
 from agentvision._workers import run_sync
 from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
-from agentvision.engine.in_process import EngineSettings, InProcessEngine
+from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
-from agentvision.engine.sync import Sync, Weights
-from agentvision.engine.types import Ask, Control, Engine, SyncError
-from agentvision.errors import PluginError
+from agentvision.engine.settings import EngineSettings
+from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
+from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
+from agentvision.errors import PluginError, first_line
 from agentvision.policies.transformers import Attention, load_model
 from agentvision.policy import Completion, Request
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
+
+_log = logging.getLogger(__name__)
 
 Placement = Literal["colocate", "separate", "server"]
 _TRIES = 2
@@ -70,6 +76,8 @@ class VLLMPolicy:
         self._probe = Probe.of(codec)
         self._sync = Sync(same_process=isinstance(engine, InProcessEngine))
         self._version = 0
+        self._proven: tuple[int, Sampled | None] = (-1, None)
+        """The probe's turn by an engine whose answer the module agreed with, and the version."""
         self._current: Weights | None = None
         self._syncing = asyncio.Lock()
         if isinstance(engine, Pool):
@@ -108,7 +116,7 @@ class VLLMPolicy:
         the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
         environment variable that holds the servers' key. Raises `ModelError` and `PluginError`.
         """
-        _check(placement, endpoints)
+        _check(placement, endpoints, engine or {})
         codec = Codec.from_pretrained(
             path,
             revision=revision,
@@ -138,7 +146,8 @@ class VLLMPolicy:
         else:
             if placement == "separate":
                 started, endpoints = _start(settings, servers, devices)
-            made = Pool([_endpoint(url, codec, api_key_env) for url in endpoints])
+            pictures = Pictures(codec.vision)  # an image is encoded once for all servers
+            made = Pool([_endpoint(url, codec, api_key_env, pictures) for url in endpoints])
 
         def load() -> nn.Module:
             return load_model(
@@ -211,16 +220,38 @@ class VLLMPolicy:
         pool = self.engine if isinstance(self.engine, Pool) else None
         if isinstance(self.engine, InProcessEngine):
             await self.engine.wake()
-        # Servers may need the weights again later, when the trainer has moved on: theirs are a copy.
-        weights = Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=pool is not None)
-        if pool is None:
-            for control in self.engine.controls():
-                await self._send(weights, control, self.model)
-        elif _rank() == 0:
-            await on_network(self._bring(pool, weights))
-        if _ranks() > 1:
-            await asyncio.to_thread(distributed.barrier)
+        problem: str | None = None
+        if pool is not None and _rank() > 0:
+            if is_sharded(self.model):
+                for _ in parameters_of(self.model, None):
+                    """Only so that the first rank, which sends them, gets them whole."""
+        else:
+            try:
+                await self._send_all(await self._weights(version, copy=pool is not None), pool)
+            except EngineError as error:
+                if _ranks() == 1:
+                    raise
+                problem = str(error)
+        if _ranks() > 1 and (problem := await asyncio.to_thread(_told_by_first, problem)) is not None:
+            raise SyncError(problem)
+        if pool is not None and _rank() > 0:
+            await pool.expect(version)
         self._version = version
+
+    async def _weights(self, version: int, *, copy: bool) -> Weights:
+        """Servers may need the weights again later, when the trainer has moved on: theirs are a copy."""
+
+        def make() -> Weights:
+            return Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=copy)
+
+        return make() if is_sharded(self.model) else await asyncio.to_thread(make)
+
+    async def _send_all(self, weights: Weights, pool: Pool | None) -> None:
+        if pool is not None:
+            await on_network(self._bring(pool, weights))
+            return
+        for control in self.engine.controls():
+            await self._send(weights, control, self.model)
 
     async def _bring(self, pool: Pool, weights: Weights) -> None:
         """All servers that serve; on the network's loop, where those that come back are brought to them too."""
@@ -229,14 +260,15 @@ class VLLMPolicy:
             controls = pool.controls()
             sends = (self._send(weights, control, self.model) for control in controls)
             results = await asyncio.gather(*sends, return_exceptions=True)
+            errors = [result for result in results if isinstance(result, BaseException)]
             for control, result in zip(controls, results, strict=True):
                 if isinstance(result, BaseException):
                     control.distrust()
-            errors = [r for r in results if isinstance(r, BaseException)]
-            if len(errors) == len(results):
-                raise (
-                    errors[0] if errors else SyncError(f"version {weights.version}: there is no server to bring it to")
-                )
+                    _log.warning("%s has not got version %d: %s", control.url, weights.version, first_line(result))
+            if not controls:
+                raise SyncError(f"version {weights.version}: there is no server to bring it to")
+            if len(errors) == len(controls):
+                raise errors[0]
             self._current = weights
 
     async def _send(self, weights: Weights, control: Control, model: nn.Module | None = None) -> None:
@@ -246,9 +278,12 @@ class VLLMPolicy:
                 await self._sync.send(weights, control)
                 await self._check_probe(weights, control, model)
                 break
-            except SyncError:
+            except SyncError as error:
                 self.syncs_failed += 1
+                _log.warning("A sync of weights failed%s: %s", "" if left else " again", first_line(error))
                 if not left:
+                    with suppress(EngineError):
+                        await control.pause()  # nothing is sampled from weights that nobody knows
                     raise
 
     async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
@@ -262,15 +297,30 @@ class VLLMPolicy:
             raise SyncError(
                 f"the engine says that {sampled.versions!r} sampled, after version {weights.version} was sent"
             )
-        if model is None or any(hasattr(p, "full_tensor") for p in model.parameters()):
-            return  # the module has moved on, or is in shards that only all ranks together can compute with
-        gap = await asyncio.to_thread(self._probe.gap, model, sampled)
-        limit = MEAN_GAP.get(self._samples_dtype or next(model.parameters()).dtype, LOW_PRECISION_GAP)
-        if not gap.mean <= limit:
+        gap = await self._gap(weights, sampled, model)
+        limit = MEAN_GAP.get(self._samples_dtype or next(self.model.parameters()).dtype, LOW_PRECISION_GAP)
+        if gap is not None and not gap <= limit:
             raise SyncError(
                 f"version {weights.version}: every tensor arrived, but what the engine says is not what the trainer's module "
-                f"computes: mean |Δ log-prob| {gap.mean:.2g} over {gap.tokens} tokens, more than {limit:g}"
+                f"computes: mean |Δ log-prob| {gap:.2g}, more than {limit:g}"
             )
+        self._proven = weights.version, sampled
+
+    async def _gap(self, weights: Weights, sampled: Sampled, model: nn.Module | None) -> float | None:
+        """Mean |Δ log-prob| of the probe: to the module, or where that has moved on to the engine that was proven with it.
+
+        None where there is neither: shards that only all ranks together can compute with.
+        """
+        if model is not None and not is_sharded(model):
+            return (await asyncio.to_thread(self._probe.gap, model, sampled)).mean
+        version, proven = self._proven
+        if version != weights.version or proven is None:
+            return None
+        same = next((k for k, (a, b) in enumerate(zip(sampled.ids, proven.ids)) if a != b), len(proven.ids) - 1)
+        pairs = list(zip(sampled.logprobs[: same + 1], proven.logprobs[: same + 1]))
+        # Where they part, each has drawn its own id: nothing to compare there but before.
+        pairs = pairs[:same] or pairs
+        return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
     async def _admit(self, endpoint: Endpoint) -> None:
         """A server that comes back gets the weights that the others have."""
@@ -286,7 +336,7 @@ class VLLMPolicy:
             await self._servers.close()
 
 
-def _check(placement: Placement, endpoints: Sequence[str]) -> None:
+def _check(placement: Placement, endpoints: Sequence[str], engine: Mapping[str, Any]) -> None:
     if placement == "server" and not endpoints:
         raise PluginError("policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers")
     if placement != "server" and endpoints:
@@ -296,27 +346,47 @@ def _check(placement: Placement, endpoints: Sequence[str]) -> None:
             f"policy.placement 'colocate' has its engine in the one training process, and there are {_ranks()}; "
             "take 'separate' (servers on GPUs of their own) or 'server'"
         )
+    if int(engine.get("data_parallel_size") or 1) > 1:
+        raise PluginError(
+            "policy.options.engine.data_parallel_size cannot be: vLLM answers for the first of its replicas alone, so new "
+            "weights could not be proven in the others; take policy.placement 'separate' and policy.options.servers"
+        )
 
 
-def _endpoint(url: str, codec: Codec, api_key_env: str | None) -> Endpoint:
+def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Pictures) -> Endpoint:
     if api_key_env is not None and not os.environ.get(api_key_env):
         raise PluginError(f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set")
-    return Endpoint(url, codec=codec, api_key=os.environ[api_key_env] if api_key_env else None)
+    return Endpoint(url, codec=codec, pictures=pictures, api_key=os.environ[api_key_env] if api_key_env else None)
 
 
 def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tuple[Servers | None, Sequence[str]]:
-    """Start servers, on the first rank; their addresses, on all."""
+    """Start servers, on the first rank; their addresses, on all. Raises `EngineError` on all."""
     servers: Servers | None = None
-    urls: list[Any] = [()]
+    urls: Sequence[str] = ()
+    problem: str | None = None
     if _rank() == 0:
         plan = ServerPlan(
             settings.path, count=count, devices=tuple(devices), flags=settings.flags(), env=settings.environment()
         )
         servers = Servers(plan)
-        urls = [run_sync(servers.start)]
+        try:
+            urls = run_sync(servers.start)
+        except EngineError as error:
+            if _ranks() == 1:
+                raise
+            problem = str(error)
     if _ranks() > 1:
-        distributed.broadcast_object_list(urls)
-    return servers, urls[0]
+        urls, problem = _told_by_first((urls, problem))
+    if problem is not None:
+        raise EngineError(problem)
+    return servers, urls
+
+
+def _told_by_first(value: Any) -> Any:
+    """The first rank's value, on all of them: they wait for it, and hear of its failure too."""
+    told = [value]
+    distributed.broadcast_object_list(told)
+    return told[0]
 
 
 def _ranks() -> int:

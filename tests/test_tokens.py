@@ -162,3 +162,24 @@ def test_a_fitted_image_is_not_resized_again(codec):
 def test_a_missing_model_is_a_clear_error(tmp_path):
     with pytest.raises(ModelError, match="no model folder"):
         Codec.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_told_from_one_that_keeps_them(codec):
+    import copy
+
+    talk = (
+        Message("user", ("What is it?",)),
+        Message("assistant", ("<think>hm</think>",)),
+        Message("user", ("And now?",)),
+        Message("assistant", ("A star.",)),
+    )
+    assert codec.keeps_prefix(talk)
+    other = copy.copy(codec)
+    other.tokenizer, other._frames = copy.deepcopy(codec.tokenizer), {}
+    other.tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role != 'assistant' or loop.index0 == messages|length - 2 %}"
+        "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
+        "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert not other.keeps_prefix(talk)

@@ -49,7 +49,7 @@ def rows_digest(tensors: Iterable[Tensor]) -> int:
         for start in range(0, rows.shape[0], step):
             sums = (rows[start : start + step].to(torch.int64) * weights).sum(1)
             total += int(((sums ^ (sums >> 31)) * _MIX).sum())
-    return _wrap(total)
+    return wrapped(total)
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -57,6 +57,6 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
-def _wrap(number: int) -> int:
-    """As a signed 64-bit integer."""
+def wrapped(number: int) -> int:
+    """A sum of digests as one: a signed 64-bit integer."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import threading
@@ -17,14 +18,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from agentvision.engine.settings import EngineSettings
 from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled, VersionSpan
-from agentvision.engine.worker import BACKEND
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
 from agentvision.seeds import seed_for
@@ -33,12 +34,11 @@ from agentvision.types import ImageSegment, Segment
 
 _T = TypeVar("_T")
 
+_CONTROL_S, _CLOSE_S = 600.0, 60.0
+_log = logging.getLogger(__name__)
+
 BAN = -100.0
 """What is added to a banned id's logit: nothing is left of it in float32."""
-
-
-_PREFILL_TOKENS = 8192
-"""Tokens of one step on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,97 +70,22 @@ class _Errand:
     future: asyncio.Future[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How vLLM is set up. `more` are further arguments of its `EngineArgs`, by their own names.
-
-    `kv_cache_bytes` sets the memory for keys and values; None is a share of the device (`memory_share`), on a CPU 256 MiB.
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    context_tokens: int = 8192
-    max_rows: int = 256
-    max_images: int = 16
-    memory_share: float = 0.5
-    kv_cache_bytes: int | None = None
-    trust_remote_code: bool = False
-    pixels: tuple[int, int] | None = None
-    """Least and most pixels of an image, where they are not the checkpoint's."""
-    sleeps: bool = False
-    """Whether the engine gives its memory up while the trainer updates (a GPU that both share)."""
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
-
-    def flags(self) -> dict[str, Any]:
-        """What a server is started with, besides what every server of ours needs: the same, as command-line flags."""
-        inside = (
-            "model",
-            "mm_processor_cache_gb",
-            "enable_sleep_mode",
-            "weight_transfer_config",
-            "worker_extension_cls",
-        )
-        return {name: value for name, value in self.arguments().items() if name not in inside}
-
-    def environment(self) -> dict[str, str]:
-        """What vLLM's processes read from their environment."""
-        on_cpu = {
-            "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than a small model's whole run
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are not vLLM's to bind
-        }
-        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", **(on_cpu if self.on_cpu else {})}
-
-    def arguments(self) -> dict[str, Any]:
-        """`EngineArgs` as keyword arguments."""
-        cpu = {
-            "block_size": 32,
-            "enforce_eager": True,
-            # A prompt cut into chunks and sampled with a seed ends vLLM's CPU worker ("does not use offset").
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(self.context_tokens, _PREFILL_TOKENS),
-        }
-        size = self.pixels and {"shortest_edge": self.pixels[0], "longest_edge": self.pixels[1]}
-        memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
-        return {
-            "model": self.path,
-            "revision": self.revision,
-            "dtype": self.dtype,
-            "max_model_len": self.context_tokens,
-            "max_num_seqs": self.max_rows,
-            "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
-            "gpu_memory_utilization": self.memory_share,
-            "kv_cache_memory_bytes": memory,
-            "trust_remote_code": self.trust_remote_code,
-            "generation_config": "vllm",
-            "logprobs_mode": "processed_logprobs",
-            "enable_prefix_caching": True,
-            "mm_processor_kwargs": size and {"size": size},
-            "mm_processor_cache_gb": 0,
-            "mm_device_do_normalize": False,  # the codec has done it
-            "skip_mm_profiling": self.on_cpu,
-            "enable_sleep_mode": self.sleeps and not self.on_cpu,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            "weight_transfer_config": {"backend": BACKEND},
-            "worker_extension_cls": "agentvision.engine.worker.WeightReader",
-            **(cpu if self.on_cpu else {}),
-            **self.more,
-        }
-
-
 class InProcessEngine(Control):
     """Both sides of one engine: `sample` for rollouts, the rest for the trainer."""
 
+    _alive = False
+    """vLLM's state is the process's: a second engine would break the first when it is closed."""
+
     def __init__(self, settings: EngineSettings, codec: Codec) -> None:
+        if InProcessEngine._alive:
+            raise ModelError(
+                "this process has a colocated vLLM engine already, and vLLM can have only one: close that policy first, or "
+                "take policy.placement 'separate'"
+            )
         self.settings = settings
         self._codec = codec
         self._engine = _make(settings)
+        InProcessEngine._alive = True
         self._changed = threading.Condition()
         # Guarded by the condition's lock.
         self._arrived: deque[_Ticket] = deque()
@@ -186,6 +111,9 @@ class InProcessEngine(Control):
                 f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
                 f"{token_count(ask.segments)} of the engine's {self.settings.context_tokens}"
             )
+        for segment in ask.segments:
+            if isinstance(segment, ImageSegment) and not self._codec.has_pixels(segment.image):
+                await asyncio.to_thread(self._codec.pixels, ask.store, segment.image)  # not on the engine's thread
         loop = asyncio.get_running_loop()
         with self._changed:
             self._refuse_if_gone()
@@ -282,10 +210,12 @@ class InProcessEngine(Control):
             worker = self._worker
             self._changed.notify_all()
         if worker is not None:
-            await asyncio.to_thread(worker.join)
-        shut_down = getattr(self._engine.engine_core, "shutdown", None)
-        if shut_down is not None:
-            await asyncio.to_thread(shut_down)
+            await asyncio.to_thread(worker.join, _CLOSE_S)
+            if worker.is_alive():
+                _log.error("vLLM's engine hangs in a step and is left behind.")
+                return
+        await asyncio.to_thread(self._engine.engine_core.shutdown)
+        InProcessEngine._alive = False
 
     async def _rpc(self, method: str, **kwargs: Any) -> Sequence[Any]:
         return await self._do(lambda: self._engine.collective_rpc(method, kwargs=kwargs))
@@ -298,7 +228,11 @@ class InProcessEngine(Control):
             self._refuse_if_gone()
             self._errands.append(errand)
             self._wake()
-        return await errand.future
+        try:
+            async with asyncio.timeout(_CONTROL_S):
+                return await errand.future
+        except TimeoutError as error:
+            raise EngineLost(f"the engine has not answered for {_CONTROL_S:g} s: its thread hangs in a step") from error
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -320,7 +254,7 @@ class InProcessEngine(Control):
         try:
             while self._take():
                 self._deliver(self._engine.step())
-        except Exception as error:
+        except BaseException as error:  # vLLM ends with SystemExit as well
             failure = EngineLost(f"the engine has failed: {first_line(error)}")
             failure.__cause__ = error
         with self._changed:
@@ -433,8 +367,11 @@ class InProcessEngine(Control):
     def _deliver(self, outputs: Sequence[Any]) -> None:
         for output in outputs:
             if output.finished and (ticket := self._running.get(output.request_id)) is not None:
-                # Only then is it out of the engine's hands: a failure in between fails the turn, and does not lose it.
-                _resolve(ticket, **self._outcome(ticket, output))
+                try:
+                    outcome = self._outcome(ticket, output)
+                except Exception as error:
+                    outcome = {"error": _as_engine_error(error)}
+                _resolve(ticket, **outcome)
                 del self._running[output.request_id]
 
     def _outcome(self, ticket: _Ticket, output: Any) -> dict[str, Any]:
@@ -445,10 +382,12 @@ class InProcessEngine(Control):
     def _sampled(self, ticket: _Ticket, output: Any) -> Sampled:
         """What the turn has said, before it was put back and since."""
         said = output.outputs[0]
-        ids = tuple(said.token_ids)
+        ids, logprobs = tuple(said.token_ids), tuple(said.logprobs.logprobs)
+        if bad := [p for p in logprobs if not (math.isfinite(p) and p > BAN)]:
+            raise EngineError(f"an id was sampled whose log-prob is {bad[0]!r}: the weights or the numbers are broken")
         now = Sampled(
             ids=ids,
-            logprobs=tuple(said.logprobs.logprobs),
+            logprobs=logprobs,
             versions=spans(said.weight_versions, len(ids)),
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,

@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from agentvision.engine.digest import tensor_digest
 from agentvision.engine.worker import RECEIVED, tensors_of
 
 
@@ -43,16 +44,17 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        RECEIVED.digests.clear()
+        RECEIVED.clear()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         tensors = update_info.tensors
         if tensors is None:
             tensors = tensors_of(update_info.memory or "", update_info.places)
-        for name, tensor in tensors:
-            RECEIVED.note(name, tensor)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors)
+        there = [(name, tensor.to(self.device)) for name, tensor in tensors]
+        for name, tensor in there:
+            RECEIVED[name] = tensor_digest(tensor)
+        self.model.load_weights(there)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -8,18 +8,24 @@ engine that fails stays paused and its version stays what it was, so nothing is 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from agentvision.engine.digest import rows_digest, tensor_digest
-from agentvision.engine.types import Control, SyncError
+from agentvision.engine.digest import rows_digest, tensor_digest, wrapped
+from agentvision.engine.types import Control, EngineError, SyncError
+
+_log = logging.getLogger(__name__)
 
 BUCKET_BYTES = 256 << 20
 _ALIGN = 64
@@ -27,12 +33,18 @@ _NAMED = 5
 """Tensors named in an error; the rest are counted."""
 
 
+Tensors: TypeAlias = Iterator[tuple[str, Tensor]]
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors of one version, as a checkpoint names them; those that share memory stand once."""
+    """The tensors of one version, as a checkpoint names them; those that share memory stand once.
+
+    `stream` yields them anew, converted as they come, so that no second copy of all of them is in memory.
+    """
 
     version: int
-    tensors: tuple[tuple[str, Tensor], ...]
+    stream: Callable[[], Tensors]
     digests: dict[str, int]
     rows: int
 
@@ -42,21 +54,29 @@ class Weights:
 
         With `copy` they are this object's own, in the host's memory; else they change when the module does.
         """
-        tensors = tuple(
-            (n, torch.empty_like(t, device="cpu").copy_(t) if copy else t) for n, t in _unique(model, dtype)
-        )
-        return cls(version, tensors, {n: tensor_digest(t) for n, t in tensors}, rows_digest(t for _, t in tensors))
+        copies: list[tuple[str, Tensor]] = []
+        digests: dict[str, int] = {}
+        rows = 0
+        for name, tensor in parameters_of(model, dtype):
+            digests[name] = tensor_digest(tensor)
+            rows += rows_digest([tensor])
+            if copy:
+                copies.append((name, torch.empty_like(tensor, device="cpu").copy_(tensor)))
+        stream = partial(iter, copies) if copy else partial(parameters_of, model, dtype)
+        return cls(version, stream, digests, wrapped(rows))
 
-    @property
-    def bytes(self) -> int:
-        return sum(t.nbytes for _, t in self.tensors)
 
-
-def _unique(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():  # tied ones once
+def parameters_of(model: nn.Module, dtype: torch.dtype | None) -> Tensors:
+    """Names and whole tensors of a module, tied ones once. Gathering shards is collective: every rank must go through."""
+    for name, parameter in model.named_parameters():
         gather = getattr(parameter, "full_tensor", None)
         tensor = (gather() if callable(gather) else parameter).detach()
         yield name, tensor if dtype is None else tensor.to(dtype)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether only all ranks together can compute with it (FSDP)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 @dataclass(slots=True)
@@ -68,18 +88,22 @@ class Sync:
 
     same_process: bool = False
     bucket_bytes: int = BUCKET_BYTES
-    keeps_rows: dict[int, bool] = field(default_factory=dict)
+    keeps_rows: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     async def send(self, weights: Weights, control: Control) -> None:
         """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights."""
         await control.pause()
         await control.start_weight_update()
-        for bucket in buckets(weights.tensors, self.bucket_bytes):
+        for bucket in buckets(weights.stream(), self.bucket_bytes):
             if self.same_process:
                 await control.update_weights({"tensors": bucket})
             else:
-                with shared(bucket) as info:
+                sharing = shared(bucket)
+                info = await asyncio.to_thread(sharing.__enter__)
+                try:
                     await control.update_weights(info)
+                finally:
+                    sharing.__exit__(None, None, None)
         await control.finish_weight_update(weights.version)
         await self._prove(weights, control)
         await control.reset_caches()
@@ -93,7 +117,11 @@ class Sync:
                 raise SyncError(_difference(weights, received, rank))
         for rank, told in enumerate(await control.call_worker("agentvision_loaded")):
             same = int(told) == weights.rows
-            if self.keeps_rows.setdefault(_key(control, rank), same) and not same:
+            if (id(control), rank) not in self.keeps_rows and not same:
+                _log.info(
+                    "The engine packs its weights, or splits them: that they are in use is shown by the probe alone."
+                )
+            if self.keeps_rows.setdefault((id(control), rank), same) and not same:
                 raise SyncError(
                     f"version {weights.version}: worker {rank} received every tensor, but the parameters that it computes with "
                     "are not made of them. Restart the engine; if it happens again, report it with the engine's version"
@@ -101,10 +129,6 @@ class Sync:
         said = await control.version()
         if said != str(weights.version):
             raise SyncError(f"the engine says that its weights are version {said!r}, not {weights.version}")
-
-
-def _key(control: Control, rank: int) -> int:
-    return hash((id(control), rank))
 
 
 async def fresh(control: Control) -> None:
@@ -154,6 +178,12 @@ def shared(bucket: Sequence[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
         end += -(-tensor.nbytes // _ALIGN) * _ALIGN
     memory = SharedMemory(create=True, size=max(end, 1))
     try:
+        try:
+            os.posix_fallocate(memory._fd, 0, max(end, 1))  # type: ignore[attr-defined]  # else a full one ends the process
+        except OSError as error:
+            raise EngineError(
+                f"there is no room for {end / 2**20:.0f} MiB in shared memory: enlarge /dev/shm (docker: --shm-size)"
+            ) from error
         whole = torch.frombuffer(memory.buf, dtype=torch.uint8)
         for place, (_, tensor) in zip(places, bucket, strict=True):
             at = place["offset"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentvision.engine.digest import rows_digest, tensor_digest
+from agentvision.engine.digest import rows_digest
 
 BACKEND = "agentvision"
 
@@ -45,18 +45,8 @@ class Place:
         return getattr(torch, self.dtype).itemsize * _product(self.shape)
 
 
-@dataclass(slots=True)
-class Received:
-    """What a worker keeps of the last update: the digest of every tensor, by its name."""
-
-    digests: dict[str, int] = field(default_factory=dict)
-
-    def note(self, name: str, tensor: Tensor) -> None:
-        self.digests[name] = tensor_digest(tensor)
-
-
-RECEIVED = Received()
-"""A worker is a process, and has one model."""
+RECEIVED: dict[str, int] = {}
+"""The digest of every tensor of the last update, by its name. A worker is a process, and has one model."""
 
 
 def tensors_of(memory: str, places: Sequence[Mapping[str, Any]]) -> list[tuple[str, Tensor]]:
@@ -90,7 +80,7 @@ class WeightReader:
 
     def agentvision_received(self) -> str:
         """The digests of the last update's tensors, as they were handed to the model: `{name: digest}`."""
-        return json.dumps(RECEIVED.digests)
+        return json.dumps(RECEIVED)
 
     def agentvision_loaded(self) -> str:
         """`rows_digest` of the parameters that the model computes with now."""

@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from agentvision import build
+from agentvision.engine.types import EngineError
 from agentvision.errors import TrainingStopped
 from agentvision.evaluate.run import ask, evaluation_seed
 from agentvision.images import ImageStore
@@ -136,8 +137,8 @@ class GRPO:
         updates = await self.batches.meanwhile(partial(self.update, groups, collected, store, rate))
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
-        await self.learner.policy.weights_changed(self.step + 1)
         self.step, self.cursor, self.torn = self.step + 1, batch.cursor, False
+        await self.sync()
         ended = time.perf_counter()
         times = {
             "time_rollout_s": collected.rollout_s,
@@ -153,6 +154,13 @@ class GRPO:
             self.record(collected, updates, store, more)
         self.check_alarms()
         return collected
+
+    async def sync(self) -> None:
+        """Tell the policy of the new weights. They are good whatever becomes of its engine: the run stops and keeps them."""
+        try:
+            await self.learner.policy.weights_changed(self.step)
+        except EngineError as error:
+            raise TrainingStopped(f"step {self.step}: {error}") from error
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 

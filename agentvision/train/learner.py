@@ -117,7 +117,9 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     if recipe.algorithm.kl.coef > 0:
         kept = make_reference(scorer)
         if model is not None:  # a resumed run: the reference is what the run started from
-            start, _ = _trainable(recipe, reference)
+            # Only its weights are wanted: by transformers, or an engine would be started for them.
+            plain = recipe.model_copy(update={"policy": type(recipe.policy)()})
+            start, _ = _trainable(plain, reference)
             kept.model.load_state_dict(start.model.state_dict())
     optimizer = make_optimizer(net, recipe.trainer)
     prepared, optimizer = accelerator.prepare(scorer.to(accelerator.device), optimizer)

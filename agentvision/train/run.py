@@ -169,6 +169,8 @@ async def _stages(
             if found is not None:
                 learner.read(found.path)
                 await run.restore(found.state, found.step)
+            elif recipe.warm_start is None:
+                await learner.policy.weights_changed(0)  # an engine of its own may have anybody's weights
             await _loop(run, out)
         failed = False
         return _finish(run, out)

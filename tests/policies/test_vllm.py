@@ -12,7 +12,7 @@ from agentvision.policy import TrainablePolicy
 from agentvision.tokens import token_count, trainer_ids
 from agentvision.train.batch import Example
 
-from .policy_cases import Talk, assert_exact, picture, run
+from .policy_cases import assert_exact, picture, run
 from .vllm_cases import make_policy, talk_of
 
 
@@ -93,12 +93,9 @@ async def test_the_engine_expands_prompts_as_the_ledger_does(policy):
         assert told.grids == tuple(s.grid for s in talk.segments if hasattr(s, "grid"))
 
 
-async def test_the_recipes_limits_on_pixels_are_the_engines():
-    policy = make_policy(max_pixels=64 * 64)
-    talk = Talk(policy.codec, images=[picture(0, width=160, height=96)])
-    told = await policy.engine.expand(talk.segments, talk.store)
-    await policy.close()
-    assert list(told.ids) == trainer_ids(talk.segments, policy.codec.image_token_id)
+def test_a_second_engine_in_one_process_is_refused(policy):
+    with pytest.raises(ModelError, match="close that policy first"):
+        make_policy()
 
 
 async def test_a_cancelled_turn_leaves_the_engine(policy):
@@ -154,19 +151,6 @@ async def test_an_engine_that_fails_fails_its_turns_and_all_later_ones_by_name(p
 def test_placements_that_cannot_be_are_refused(options, says):
     with pytest.raises(PluginError, match=says):
         make_policy(**options)
-
-
-def test_a_setting_that_vllm_does_not_know_is_named():
-    with pytest.raises(ModelError, match="no_such_setting"):
-        make_policy(engine={"no_such_setting": 1})
-
-
-def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", None)
-    with pytest.raises(ModelError, match=r"agentvision\[vllm\]"):
-        make_policy()
 
 
 def test_its_settings_are_in_the_constructor_of_recipes():

@@ -1,0 +1,98 @@
+"""How vLLM is set up: the same for an engine in this process and for the servers that a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from agentvision.engine.worker import BACKEND
+
+_PREFILL_TOKENS = 8192
+"""Tokens of one step on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How vLLM is set up. `more` are further arguments of its `EngineArgs`, by their own names.
+
+    `kv_cache_bytes` sets the memory for keys and values; None is a share of the device (`memory_share`), on a CPU 256 MiB.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    context_tokens: int = 8192
+    max_rows: int = 256
+    max_images: int = 16
+    memory_share: float = 0.5
+    kv_cache_bytes: int | None = None
+    trust_remote_code: bool = False
+    pixels: tuple[int, int] | None = None
+    """Least and most pixels of an image, where they are not the checkpoint's."""
+    sleeps: bool = False
+    """Whether the engine gives its memory up while the trainer updates (a GPU that both share)."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
+
+    def flags(self) -> dict[str, Any]:
+        """What a server is started with, besides what every server of ours needs: the same, as command-line flags."""
+        inside = (
+            "model",
+            "mm_processor_cache_gb",
+            "enable_sleep_mode",
+            "weight_transfer_config",
+            "worker_extension_cls",
+        )
+        return {name: value for name, value in self.arguments().items() if name not in inside}
+
+    def environment(self) -> dict[str, str]:
+        """What vLLM's processes read from their environment."""
+        on_cpu = {
+            "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than a small model's whole run
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are not vLLM's to bind
+        }
+        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", **(on_cpu if self.on_cpu else {})}
+
+    def arguments(self) -> dict[str, Any]:
+        """`EngineArgs` as keyword arguments."""
+        cpu = {
+            "block_size": 32,
+            "enforce_eager": True,
+            # A prompt cut into chunks and sampled with a seed ends vLLM's CPU worker ("does not use offset").
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(self.context_tokens, _PREFILL_TOKENS),
+        }
+        size = self.pixels and {"shortest_edge": self.pixels[0], "longest_edge": self.pixels[1]}
+        memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
+        return {
+            "model": self.path,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "max_model_len": self.context_tokens,
+            "max_num_seqs": self.max_rows,
+            "limit_mm_per_prompt": {"image": self.max_images, "video": 0},
+            "gpu_memory_utilization": self.memory_share,
+            "kv_cache_memory_bytes": memory,
+            "trust_remote_code": self.trust_remote_code,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "mm_processor_kwargs": size and {"size": size},
+            "mm_processor_cache_gb": 0,
+            "mm_device_do_normalize": False,  # the codec has done it
+            "skip_mm_profiling": self.on_cpu,
+            "enable_sleep_mode": self.sleeps and not self.on_cpu,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "weight_transfer_config": {"backend": BACKEND},
+            "worker_extension_cls": "agentvision.engine.worker.WeightReader",
+            **(cpu if self.on_cpu else {}),
+            **self.more,
+        }
