@@ -40,6 +40,21 @@ FLAGS: Mapping[str, Flag] = {
 }
 """What exact rollouts and new weights need of a server."""
 
+_RANK_NAMES = [
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_NAME",
+    "ROLE_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+]
+_RANK_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_")
+"""What torchrun and accelerate tell a trainer's ranks: a server that reads it waits for a rendezvous that is not its own."""
 _LOOK_S, _ANSWER_S = 1.0, 10.0
 _log = logging.getLogger(__name__)
 
@@ -93,7 +108,11 @@ class ServerPlan:
 
     def environment(self, index: int) -> dict[str, str]:
         # A key of the surroundings would be asked of us; the socket's folder is the lock here.
-        env = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("VLLM_API_KEY", *_RANK_NAMES) and not name.startswith(_RANK_PREFIXES)
+        }
         env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         if self.devices:
             env["CUDA_VISIBLE_DEVICES"] = self.devices[index]

@@ -113,6 +113,19 @@ def test_each_server_has_its_devices_and_none_asks_for_a_key_of_the_surroundings
         assert "VLLM_API_KEY" not in env
 
 
+def test_a_server_is_no_rank_of_the_launchers_that_started_the_trainer(monkeypatch):
+    told = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"]
+    told += ["ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    told += ["TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"]
+    for name in told:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    env = ServerPlan("m", env={"MASTER_PORT": "29500"}).environment(0)
+    assert env["TORCH_COMPILE_DISABLE"] == "1", "what is not the launcher's is kept"
+    assert env["MASTER_PORT"] == "29500", "what the plan says is said on purpose"
+    assert {*told} & {*env} == {"MASTER_PORT"}
+
+
 @pytest.mark.parametrize("options", [{"count": 0}, {"count": 3, "devices": ("0", "1")}])
 def test_a_plan_that_cannot_be_is_refused(options):
     with pytest.raises(EngineError):
