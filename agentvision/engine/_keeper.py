@@ -21,7 +21,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def main(command: list[str]) -> int:
     parent = os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    asked: list[int] = []
+    # Noted and no more: an exception would end the clean-up when a second one comes during it.
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     if sys.platform == "linux":
         # Orphans of the group come to this process, which waits for them; an init that does not would leave them behind.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -29,13 +31,13 @@ def main(command: list[str]) -> int:
     code = None
     try:
         # The parent's own forks may hold the pipe open when it is gone: so who the parent is, is asked too.
-        while code is None and os.getppid() == parent:
+        while code is None and not asked and os.getppid() == parent:
             if select.select([sys.stdin], [], [], LOOK_S)[0]:
                 break
             code = reap(group)
     finally:
         code = end(group, code)
-    return code or 0
+    return 128 + asked[0] if asked else code or 0
 
 
 def reap(group: int) -> int | None:

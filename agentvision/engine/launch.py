@@ -152,6 +152,8 @@ class _Server:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._plan.start_s
         while not await self._answers():
+            if self._process is None:
+                raise EngineError(f"the vLLM server {self._index} was stopped as it started")
             if (code := self._ended()) is not None:
                 raise EngineError(f"the vLLM server {self._index} ended with {code} as it started. {self._log_end()}")
             if loop.time() > until:
@@ -174,11 +176,11 @@ class _Server:
                 return f"has not answered for {self._plan.hang_s:g} s"
 
     async def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
+        if (process := self._process) is not None:
             assert process.stdin is not None
             process.stdin.close()  # what the keeper waits for
             await asyncio.to_thread(process.wait)
+            self._process = None  # not before: who stops it next, when this one was cancelled, waits for its end too
 
     async def close(self) -> None:
         await self.stop()
@@ -254,5 +256,6 @@ class Servers:
     async def _close(self) -> None:
         for keeper in self._keepers:
             keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)  # none starts a server after this
         await asyncio.gather(*(server.close() for server in self._servers))
         shutil.rmtree(self._folder, ignore_errors=True)

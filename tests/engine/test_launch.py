@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.launch import KEEPER, ServerPlan, Servers
 from agentvision.engine.types import EngineError
 from agentvision.engine.wire import Wire
 
@@ -188,6 +188,51 @@ async def test_one_that_never_answers_is_ended_at_the_deadline(tmp_path):
     plan = StandIn("", logs=tmp_path, start_s=0.5, code="import time; print('loading', flush=True); time.sleep(600)")
     with pytest.raises(EngineError, match=r"did not answer within 0\.5 s(?s:.*)loading"):
         await Servers(plan).start()
+
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+async def test_a_keeper_that_is_asked_twice_to_end_ends_its_group_all_the_same(tmp_path):
+    file = tmp_path / "pid"
+    command = [sys.executable, "-I", str(KEEPER), sys.executable, "-c", STUBBORN, str(file)]
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE)
+    (pid,) = await until(lambda: engines(file))
+    for _ in range(4):  # its child ignores the first, so it is at its clean-up for the whole of the grace
+        keeper.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.4)
+    assert await asyncio.to_thread(keeper.wait, 60) == 128 + signal.SIGTERM
+    assert not alive(pid)
+
+
+async def test_closing_while_one_is_started_again_leaves_nothing(tmp_path):
+    """The keeper of a server may be at any of its steps: stopping the old one, or waiting for the new."""
+    servers = Servers(StandIn(str(tmp_path / "pids"), hang_s=0.3, logs=tmp_path))
+    await servers.start()
+    (engine,) = engines(tmp_path / "pids")
+    os.kill(int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGSTOP)
+    (server,) = servers._servers
+    assert server._process is not None and server._process.stdin is not None
+    await until(lambda: server._process is None or server._process.stdin.closed)
+    keepers = servers._keepers
+    await servers.close()
+    assert all(keeper.done() for keeper in keepers) and server.pid is None
+    assert not any(map(alive, engines(tmp_path / "pids")))
+
+
+async def test_one_that_is_stopped_as_it_starts_is_not_waited_for(tmp_path):
+    plan = StandIn("", logs=tmp_path, start_s=600, code="import time; time.sleep(600)")
+    servers = Servers(plan)
+    starting = asyncio.create_task(servers.start())
+    await until(lambda: servers.pids[0])
+    await servers.close()
+    with pytest.raises(EngineError, match="as it started"):
+        await starting
 
 
 async def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
