@@ -135,7 +135,8 @@ async def _rollouts(patient: _Patient) -> Finding:
     }
     if broken:
         first = broken[0]
-        says = f"{len(broken)} of {len(patient.trajectories)} episodes failed; the first: {first.stop}: {first_line(first.error)}"
+        why = first.error.partition("\n")[0]
+        says = f"{len(broken)} of {len(patient.trajectories)} episodes failed; the first: {first.stop}: {why}"
         return Finding("rollouts", False, says, numbers)
     return Finding("rollouts", True, f"{len(patient.trajectories)} episodes of {turns} turns", numbers)
 

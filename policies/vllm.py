@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,7 +59,7 @@ class VLLMPolicy:
         engine: Engine,
         codec: Codec,
         *,
-        load: Any = None,
+        load: Callable[[], nn.Module] | None = None,
         samples_dtype: torch.dtype | None = None,
         servers: Servers | None = None,
     ) -> None:

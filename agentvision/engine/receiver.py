@@ -54,7 +54,8 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         there = [(name, tensor.to(self.device)) for name, tensor in tensors]
         for name, tensor in there:
             RECEIVED[name] = tensor_digest(tensor)
-        self.model.load_weights(there)
+        model: Any = self.model
+        model.load_weights(there)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload

@@ -70,7 +70,8 @@ def parameters_of(model: nn.Module, dtype: torch.dtype | None) -> Tensors:
     """Names and whole tensors of a module, tied ones once. Gathering shards is collective: every rank must go through."""
     for name, parameter in model.named_parameters():
         gather = getattr(parameter, "full_tensor", None)
-        tensor = (gather() if callable(gather) else parameter).detach()
+        whole: Any = gather() if callable(gather) else parameter
+        tensor: Tensor = whole.detach()
         yield name, tensor if dtype is None else tensor.to(dtype)
 
 

@@ -62,7 +62,8 @@ def tensors_of(memory: str, places: Sequence[Mapping[str, Any]]) -> list[tuple[s
 
 
 def _read(shared: SharedMemory, place: Place) -> Tensor:
-    raw = torch.frombuffer(bytearray(shared.buf[place.offset : place.offset + place.bytes]), dtype=torch.uint8)
+    buffer: Any = shared.buf
+    raw = torch.frombuffer(bytearray(buffer[place.offset : place.offset + place.bytes]), dtype=torch.uint8)
     return raw.view(getattr(torch, place.dtype)).reshape(place.shape)
 
 
