@@ -105,10 +105,10 @@ async def test_a_cancelled_turn_leaves_the_engine(policy):
         turn.cancel()
     assert len((await turns[3]).ids) > 0
     for _ in range(100):
-        if not policy.engine._engine.has_unfinished_requests():
-            break
+        if not (policy.engine._engine.has_unfinished_requests() or policy.engine._running):
+            return
         await asyncio.sleep(0.05)
-    assert not policy.engine._engine.has_unfinished_requests() and not policy.engine._running
+    pytest.fail("cancelled turns are still in the engine")
 
 
 async def test_a_prompt_without_room_is_refused_alone(policy):

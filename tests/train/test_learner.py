@@ -24,7 +24,10 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
         async def weights_changed(version):
             pass
 
-        half.weights_changed = weights_changed
+        async def rest():
+            pass
+
+        half.weights_changed, half.rest = weights_changed, rest
         assert isinstance(half, TrainablePolicy)
     monkeypatch.setattr(build, "build_policy", lambda recipe, model=None: half)
     recipe = glyph_recipe()
