@@ -92,7 +92,7 @@ class ChatPolicy:
         self._dropped = frozenset(drop_params)
         self._urls = DataUrls(image_format)
         self._detail: dict[str, str] = {} if detail is None else {"detail": detail}
-        self._calls: dict[str, dict[str, Mapping[str, Any]]] = {}
+        self._calls: dict[str, dict[tuple[int, str], Mapping[str, Any]]] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.chat!r})"
@@ -130,7 +130,7 @@ class ChatPolicy:
             )
         text = turn_text(reply, native=native)
         if native and reply.calls:
-            said[text] = native_call(reply)
+            said[len(request.messages), text] = native_call(reply)
         return Completion(text=text, ended=reply.finish != "length", usage=_usage(reply))
 
     async def release(self, session: str) -> None:

@@ -23,11 +23,12 @@ def to_wire(
     images: Mapping[int, Mapping[str, Any]],
     *,
     native: bool,
-    calls: Mapping[str, Mapping[str, Any]],
+    calls: Mapping[tuple[int, str], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """The messages to send. `images` are the parts for each view, by its index.
 
-    `calls` are the provider's own messages of earlier calls, by the turn's text; another like it is made where one is not there.
+    `calls` are the provider's own messages of earlier calls, by the turn's place among the messages and its text (a model may say
+    the same twice, and each call has an id of its own); another like it is made where one is not there.
     """
     wire: list[dict[str, Any]] = []
     called: str | None = None  # the id of the call that the next message replies to
@@ -37,7 +38,7 @@ def to_wire(
             if parsed.call is None:
                 wire.append({"role": "assistant", "content": message.text or _EMPTY})
             else:
-                said = dict(calls.get(message.text) or _call_message(parsed, place))
+                said = dict(calls.get((place, message.text)) or _call_message(parsed, place))
                 called = said["tool_calls"][0]["id"]
                 wire.append(said)
         elif called is not None:

@@ -50,8 +50,17 @@ def test_natively_an_error_is_the_tools_reply_and_ids_differ() -> None:
 
 def test_the_providers_own_call_goes_back_where_it_is_known() -> None:
     own = {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "signature": "s"}]}
-    wire = to_wire((*OPENING, Message("assistant", (CALL,)), REPLY), IMAGES, native=True, calls={CALL: own})
+    wire = to_wire((*OPENING, Message("assistant", (CALL,)), REPLY), IMAGES, native=True, calls={(2, CALL): own})
     assert wire[2] == own and wire[3]["tool_call_id"] == "x"
+
+
+def test_the_same_call_made_twice_goes_back_as_the_two_that_it_was() -> None:
+    first, second = ({"role": "assistant", "content": None, "tool_calls": [{"id": name}]} for name in "ab")
+    turn = Message("assistant", (CALL,))
+    known = {(2, CALL): first, (4, CALL): second}
+    wire = to_wire((*OPENING, turn, REPLY, turn, Message("user", ("Error",))), IMAGES, native=True, calls=known)
+    replies = [message["tool_call_id"] for message in wire if message["role"] == "tool"]
+    assert [message for message in wire if message["role"] == "assistant"] == [first, second] and replies == ["a", "b"]
 
 
 def test_natively_a_turn_that_is_no_call_stays_text_and_what_follows_it_a_users() -> None:

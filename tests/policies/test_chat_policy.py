@@ -116,6 +116,18 @@ async def test_a_native_conversation_is_the_protocols_and_speaks_of_no_tags(kind
     assert [image_hash(image) for image in pictures(second)] == [view.image for view in trajectory.views]
 
 
+async def test_a_call_repeated_word_for_word_has_an_id_of_its_own() -> None:
+    """As a model does after an error. A conversation with one id twice is refused by providers."""
+    again = [{**calls(("resize_image", {"image": 9})), "content": "again"} for _ in range(2)]
+    for place, message in enumerate(again):
+        message["tool_calls"][0]["id"] = f"own{place}"
+    with OpenAIServer(answer=says(*again, "9")) as server:
+        await episode(policy_at(server, tools="native"), samples()[0], max_turns=3)
+    sent = server.requests[2].body["messages"]
+    assert [message["tool_calls"][0]["id"] for message in sent if message["role"] == "assistant"] == ["own0", "own1"]
+    assert [message["tool_call_id"] for message in sent if message["role"] == "tool"] == ["own0", "own1"]
+
+
 async def test_a_text_conversation_is_what_the_protocol_rendered() -> None:
     hard = next(sample for sample in samples() if sample.meta["needs_original"])
     with OpenAIServer(answer=GlyphModel(samples())) as server:
