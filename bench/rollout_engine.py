@@ -287,7 +287,7 @@ async def _larger() -> dict[str, float]:
         await policy.close()
         await hf.close()
         return {
-            "larger_parameters": sum(p.numel() for p in model.parameters()),
+            "larger_parameters": sum(p.numel() for p in hf.model.parameters()),
             "larger_ratio": statistics.median(ratios),
         }
 
