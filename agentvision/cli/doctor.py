@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import cyclopts
@@ -46,7 +48,7 @@ def doctor(
 
     diagnosis = run_sync(lambda: examine(loaded, on_check=tell))
     if json_:
-        findings = {f.name: {"ok": f.ok, "says": f.says, **f.numbers} for f in diagnosis.findings}
+        findings = {f.name: {"ok": f.ok, "says": f.says, **_json_numbers(f.numbers)} for f in diagnosis.findings}
         print(json.dumps({"healthy": diagnosis.healthy, "seconds": diagnosis.seconds, "findings": findings}, indent=2))
     else:
         tell("")
@@ -56,3 +58,8 @@ def doctor(
         print(f"{'in order' if diagnosis.healthy else 'not in order'}, {diagnosis.seconds:.0f} s")
     if not diagnosis.healthy:
         sys.exit(1)
+
+
+def _json_numbers(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN and infinity as null: a module that computes them is a finding, and JSON has neither."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
