@@ -21,6 +21,7 @@ app = cyclopts.App(
     help_epilogue="--debug shows the traceback of an error.",
     version=__version__,
     help_format="plaintext",  # markdown would cost half of the time that --help takes
+    suppress_keyboard_interrupt=False,  # else it ends with 130 and not a word, and --debug shows nothing
 )
 app.command("agentvision.cli.train:train", name="train", help="Train a recipe's policy.")
 app.command("agentvision.cli.eval:evaluate", name="eval", help="Evaluate a model on a recipe's held-out questions.")

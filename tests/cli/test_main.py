@@ -78,3 +78,15 @@ def test_a_mistyped_command_is_one_line(arguments: list[str], message: str, caps
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_ctrl_c_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentvision.recipe.load_recipe", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(["doctor", "visionthink"])
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["doctor", "visionthink", "--debug"])
