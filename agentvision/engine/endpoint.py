@@ -16,14 +16,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
+from agentvision.engine.part import FIRST_VERSION, Part, part_of, spans_of, version_number
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
 from agentvision.engine.wire import Reply, Wire
-from agentvision.policy import VersionSpan
 from agentvision.seeds import seed_for
 from agentvision.tokens import engine_ids, token_count, trainer_ids
 from agentvision.types import ImageHash, ImageSegment
@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from agentvision.tokens import Codec
 
 GENERATE = "/inference/v1/generate"
-FIRST_VERSION = "default"
-"""What vLLM calls the weights that it was started with: version 0 here."""
-
 _KNOWN_IMAGES = 1 << 16
-_IMPOSSIBLE_LOGPROB = -9999.0
-"""What vLLM writes for NaN and minus infinity."""
 _RESET_TRIES, _RESET_S = 20, 0.1
+_PAUSED_S = 0.2
+"""Between two questions whether another process's pause has ended."""
 _EXACT_HINT = (
     "start the server with --enable-scale-out; without it only chat is offered, and nothing can be trained on that"
 )
@@ -59,24 +56,14 @@ class EndpointInfo:
     control: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one request said of a turn; `aborted`: a pause ended it."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[VersionSpan, ...]
-    cached_tokens: int
-    aborted: bool
-
-
 class Endpoint:
     """`timeout_s` bounds one turn, `control_timeout_s` each call of the trainer's side; an update of which nothing is heard for
     `quiet_s` is taken to be given up.
 
     `pictures` may be shared by the endpoints of a pool. `weights` is the version that the server holds: None before it was
     asked, and from the start of an update until the resume after it (the trainer resumes what it has proven), whatever the
-    server says meanwhile. `held`: the trainer has it paused.
+    server says meanwhile. `brought` is the version that this process brought it last: another run's server may say the same
+    number. `held`: the trainer has it paused; `paused`: it said so at the last check, whoever did it.
     """
 
     def __init__(
@@ -98,6 +85,8 @@ class Endpoint:
         self._known: OrderedDict[ImageHash, None] = OrderedDict()
         self.info: EndpointInfo | None = None
         self.weights: str | None = None
+        self.brought: str | None = None
+        self.paused = False
         self._torn = False  # an update was begun, and no resume came after its end
         self._finished: str | None = None  # the version of an update that has ended, until the resume
         self._calls = 0  # of the trainer's side, under way
@@ -105,6 +94,7 @@ class Endpoint:
         self._going = asyncio.Event()  # cleared while the trainer has it paused
         self._going.set()
         self._pauses = 0
+        self._ordering = asyncio.Lock()  # a pause is not overtaken by a resume that was sent before it
         self.on_resume: Callable[[str | None], None] = lambda version: None
         """Called when turns may go on, with the version of the weights that the server took before, if it took any."""
 
@@ -138,7 +128,7 @@ class Endpoint:
     async def check(self, *, timeout_s: float) -> None:
         """Raise `EngineLost` unless the server is well: its front, and, where it can be asked, the engine behind it.
 
-        Where it can be asked, `weights` is what it says: a server that was started again has its first ones.
+        Where it can be asked, `weights` and `paused` are what it says: one that was started again has its first weights.
         """
         await on_network(self._check(timeout_s))
 
@@ -148,10 +138,20 @@ class Endpoint:
             raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
         # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.
         if self.info is not None and self.info.control and not self.updating:
-            reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
-            if reply.status != 200:
-                raise EngineLost(f"{self.url} does not say what weights it has: {reply.problem}")
-            self._weights_are(str(reply.body["weight_version"]))
+            self._weights_are(await self._weight_info(timeout_s))
+            self.paused = await self._is_paused(timeout_s)
+
+    async def _weight_info(self, timeout_s: float) -> str:
+        reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
+        if reply.status != 200:
+            raise EngineLost(f"{self.url} does not say what weights it has: {reply.problem}")
+        return str(reply.body["weight_version"])
+
+    async def _is_paused(self, timeout_s: float) -> bool:
+        reply = await self._wire.call("GET", "/is_paused", timeout_s=timeout_s)
+        if reply.status != 200:
+            raise EngineLost(f"{self.url} does not say whether it is paused: {reply.problem}")
+        return bool(reply.body["is_paused"])
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
@@ -160,26 +160,66 @@ class Endpoint:
         return await on_network(self._sample(ask))
 
     async def _sample(self, ask: Ask) -> Sampled:
-        said: list[_Part] = []
+        ask = self._fitted(ask)
+        said: list[Part] = []
         while True:
             await self._going.wait()
-            pauses = self._pauses
+            pauses, weights = self._pauses, self.weights
             part = await self._sample_part(ask, tuple(i for p in said for i in p.ids))
             said.append(part)
             ids = tuple(i for p in said for i in p.ids)
             if not part.aborted or len(ids) == ask.max_tokens or (ids[-1:] and ids[-1] in ask.stop_ids):
                 break
             if pauses == self._pauses:
-                raise EngineLost(f"{self.url} gave a turn up, and nobody paused it")
+                await self._paused_by_another(part, weights)
         return Sampled(
             ids=ids,
             logprobs=tuple(x for p in said for x in p.logprobs),
-            versions=_spans(said),
+            versions=spans_of(said),
             prompt_tokens=token_count(ask.segments),
             cached_tokens=said[0].cached_tokens,
         )
 
-    async def _sample_part(self, ask: Ask, said: tuple[int, ...]) -> _Part:
+    def _fitted(self, ask: Ask) -> Ask:
+        if self.info is None or self.info.max_model_len is None:
+            return ask
+        prompt = token_count(ask.segments)
+        room = self.info.max_model_len - prompt
+        if ask.max_tokens < 1 or room < 1:
+            raise ValueError(
+                f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
+                f"{prompt} of the engine's {self.info.max_model_len}"
+            )
+        return replace(ask, max_tokens=min(room, ask.max_tokens))
+
+    async def _paused_by_another(self, part: Part, weights: str | None) -> None:
+        """Wait out the pause of another process that ended this part of a turn. Raises `EngineLost` where there was none.
+
+        `weights` were the server's when it was asked, for where the part does not say.
+        """
+        if self.info is not None and self.info.control:
+            label = str(part.versions[-1].version) if part.versions else weights
+            paused = False
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    while await self._is_paused(self._control_timeout_s):
+                        paused = True
+                        await asyncio.sleep(_PAUSED_S)
+            except TimeoutError:
+                raise EngineLost(
+                    f"{self.url} was paused by another process and not resumed within {self._timeout_s:g} s"
+                ) from None
+            now = await self._weight_info(self._control_timeout_s)
+            self._weights_are(now)
+            if paused or (label is not None and self._number(label) != self._number(now)):
+                return
+        raise EngineLost(f"{self.url} gave a turn up, and nobody paused it")
+
+    def _number(self, label: str) -> int:
+        return version_number(label, url=self.url)
+
+    async def _sample_part(self, ask: Ask, said: tuple[int, ...]) -> Part:
+        brought = self.brought
         images = [s.image for s in ask.segments if isinstance(s, ImageSegment)]
         known = {image for image in images if image in self._known}
         reply = await self._generate(ask, said, images, known)
@@ -195,7 +235,8 @@ class Endpoint:
         while len(self._known) > _KNOWN_IMAGES:
             self._known.popitem(last=False)
         try:
-            return self._part(reply.body, [*trainer_ids(ask.segments, self._image_token_id), *said])
+            prompt = [*trainer_ids(ask.segments, self._image_token_id), *said]
+            return part_of(reply.body, prompt=prompt, brought=brought, url=self.url)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise EngineError(
                 f"{self.url}{GENERATE} answered in an unknown form ({type(error).__name__}: {error}); vLLM 0.32 is spoken here"
@@ -231,50 +272,6 @@ class Endpoint:
         session = {"X-Session-ID": hashlib.sha256(ask.session.encode()).hexdigest()[:32]}
         return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=self._timeout_s)
 
-    def _part(self, body: Any, prompt: Sequence[int]) -> _Part:
-        self._compare(prompt, body["prompt_token_ids"])
-        choice = body["choices"][0]
-        ended = choice["finish_reason"]
-        if ended not in ("stop", "length", "abort"):
-            raise EngineLost(f"{self.url} gave a turn up ({ended!r})")
-        ids = tuple(int(i) for i in choice["token_ids"] or ())
-        content = (choice["logprobs"] or {}).get("content") or []
-        if [entry["token_id"] for entry in content] != list(ids):
-            raise EngineError(f"{self.url} gave log-probs of other ids than it sampled")
-        logprobs = tuple(float(entry["logprob"]) for entry in content)
-        if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
-            raise EngineError(
-                f"{self.url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken"
-            )
-        spans = choice["weight_versions"] or ([{"version": FIRST_VERSION, "start": 0, "end": len(ids)}] if ids else [])
-        return _Part(
-            ids=ids,
-            logprobs=logprobs,
-            versions=tuple(
-                VersionSpan(self._version_number(s["version"]), int(s["start"]), int(s["end"])) for s in spans
-            ),
-            cached_tokens=int((body["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-            aborted=ended == "abort",
-        )
-
-    def _compare(self, ledger: Sequence[int], engine: Sequence[int]) -> None:
-        if list(ledger) == list(engine):
-            return
-        at = next((k for k, (a, b) in enumerate(zip(ledger, engine)) if a != b), min(len(ledger), len(engine)))
-        raise EngineError(
-            f"{self.url} read another prompt than the ledger's: {len(engine)} ids against {len(ledger)}, different from id"
-            f" {at} on ({list(engine[at : at + 3])!r} against {list(ledger[at : at + 3])!r}). The server must serve the same"
-            " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
-            " them)"
-        )
-
-    def _version_number(self, label: str) -> int:
-        if label == FIRST_VERSION:
-            return 0
-        if not label.isdigit():
-            raise EngineError(f"{self.url} says its weights are of version {label!r}, which agentvision did not bring")
-        return int(label)
-
     def _refused_turn(self, reply: Reply, ask: Ask) -> Exception:
         self._refuse_key(reply)
         if reply.status in (404, 405, 501):
@@ -304,7 +301,8 @@ class Endpoint:
     async def _pause(self) -> None:
         self._going.clear()
         self._pauses += 1
-        await self._control("POST", "/pause?mode=abort&clear_cache=false")
+        async with self._ordering:
+            await self._control("POST", "/pause?mode=abort&clear_cache=false")
 
     async def resume(self) -> None:
         await on_network(self._resume())
@@ -314,18 +312,22 @@ class Endpoint:
         try:
             await self._control("POST", "/resume")
             if (taken := self._finished) is not None:
-                self.weights, self._torn, self._finished = taken, False, None
+                self.weights, self.brought, self._torn, self._finished = taken, taken, False, None
         finally:
             self._going.set()  # where it could not be resumed, its turns give it up
             self.on_resume(taken)
 
     def distrust(self) -> None:
         """What it computes with is not known: it gets no turns before it has taken weights anew, and whole."""
-        self.weights, self._torn, self._finished, self._heard = None, True, None, -math.inf
+        self._begin_update()
+        self._heard = -math.inf
 
     async def start_weight_update(self) -> None:
-        self.weights, self._torn, self._finished = None, True, None
+        self._begin_update()
         await self._control("POST", "/start_weight_update")
+
+    def _begin_update(self) -> None:
+        self.weights, self.brought, self._torn, self._finished = None, None, True, None
 
     async def update_weights(self, info: Mapping[str, Any]) -> None:
         await self._control("POST", "/update_weights", {"update_info": dict(info)})
@@ -337,7 +339,13 @@ class Endpoint:
     async def call_worker(self, method: str, **kwargs: str) -> Sequence[Any]:
         body = {"method": method, "kwargs": kwargs, "timeout": self._control_timeout_s}
         reply = await self._control("POST", "/collective_rpc", body)
-        return list((reply.body or {}).get("results") or [])
+        results = list((reply.body or {}).get("results") or [])
+        if not results or None in results:
+            raise EngineError(
+                f"{self.url} gave no answer of its workers to {method!r} ({results!r}); start it with"
+                " --worker-extension-cls agentvision.engine.worker.WeightReader"
+            )
+        return results
 
     async def reset_caches(self) -> None:
         for _ in range(_RESET_TRIES):
@@ -356,8 +364,13 @@ class Endpoint:
 
     async def resume_unless_held(self) -> None:
         """Undo a pause that nobody stands behind: a resume that was lost with a connection, or another trainer's."""
-        if not self.held and (await self._control("GET", "/is_paused")).body["is_paused"]:
-            await self.resume()
+        await on_network(self._resume_unless_held())
+
+    async def _resume_unless_held(self) -> None:
+        async with self._ordering:
+            # The trainer may pause it while this asks. What is sent then is the trainer's, and after what is sent here.
+            if not self.held and (await self._control("GET", "/is_paused")).body["is_paused"] and not self.held:
+                await self._control("POST", "/resume")
 
     async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
         self._calls += 1
@@ -375,17 +388,3 @@ class Endpoint:
 
     async def close(self) -> None:
         await on_network(self._wire.close())
-
-
-def _spans(parts: Sequence[_Part]) -> tuple[VersionSpan, ...]:
-    """The parts' spans over the whole turn; neighbours of one version are one."""
-    spans: list[VersionSpan] = []
-    start = 0
-    for part in parts:
-        for span in part.versions:
-            begins = start + span.start
-            if spans and spans[-1].version == span.version:
-                begins = spans.pop().start
-            spans.append(VersionSpan(span.version, begins, start + span.end))
-        start += len(part.ids)
-    return tuple(spans)

@@ -72,6 +72,7 @@ class Pool:
         self._sessions: dict[str, tuple[_Member, str]] = {}
         self._groups: dict[str, _Group] = {}
         self._newest: str | None = None
+        self._follows = False
         self._watchers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._closed = False
@@ -89,6 +90,16 @@ class Pool:
 
     def controls(self) -> Sequence[Endpoint]:
         return [m.endpoint for m in self._members if m.serving]
+
+    async def expect(self, version: int) -> None:
+        """Another process has brought these weights: turns go where they are, and this pool brings and resumes nothing."""
+        await on_network(self._expect(version))
+
+    async def _expect(self, version: int) -> None:
+        self._newest, self._follows = str(version), True
+        for member in self._members:
+            member.look_now.set()
+        self._changed.set()
 
     async def ready(self) -> None:
         """Wait for a server that serves, as the first turn would. Raises what a turn would."""
@@ -168,9 +179,9 @@ class Pool:
             if self._closed:
                 raise EngineLost("the pool of inference servers is closed")
             well = [m for m in self._members if m.serving]
-            if able := [m for m in well if self._has_newest(m.endpoint) and not m.endpoint.held]:
+            if able := [m for m in well if self._is_able(m)]:
                 return able
-            if any(m.endpoint.held for m in well):  # a trainer's pause is no outage
+            if any(self._is_held(m.endpoint) for m in well):  # a trainer's pause is no outage
                 until = loop.time() + self._patience_s
             errors = [m.error for m in self._members]
             hopeless = all(isinstance(e, EngineError) and not isinstance(e, EngineLost) for e in errors)
@@ -197,7 +208,21 @@ class Pool:
     # --- servers ----------------------------------------------------------------------------------------------------
 
     def _has_newest(self, endpoint: Endpoint) -> bool:
-        return endpoint.weights is not None and self._newest in (None, endpoint.weights)
+        """Before any were brought, all have. After that a number is not enough: it may be of another run's weights."""
+        if self._newest is None:
+            return endpoint.weights is not None
+        return endpoint.weights == self._newest and (self._follows or endpoint.brought == self._newest)
+
+    def _is_held(self, endpoint: Endpoint) -> bool:
+        return endpoint.held or (self._follows and endpoint.paused)
+
+    def _is_able(self, member: _Member) -> bool:
+        return member.serving and self._has_newest(member.endpoint) and not self._is_held(member.endpoint)
+
+    def _is_behind(self, member: _Member) -> bool:
+        if self._follows:  # the one that brings weights comes to each sooner or later, or leaves it paused if it failed
+            return not self._is_able(member) and any(self._is_able(m) for m in self._members)
+        return not (self._has_newest(member.endpoint) or member.endpoint.updating)
 
     def _resumed(self, version: str | None) -> None:
         self._newest = version or self._newest
@@ -209,19 +234,21 @@ class Pool:
 
     async def _watch(self, member: _Member) -> None:
         while True:
+            member.look_now.clear()  # before: one that comes during the look asks for another
             await self._look(member)
-            member.look_now.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(member.look_now.wait(), self._look_s)
 
     async def _look(self, member: _Member) -> None:
-        current = self._has_newest(member.endpoint) or member.endpoint.updating
-        member.stale = 0 if current else member.stale + 1
+        member.stale = member.stale + 1 if self._is_behind(member) else 0
+        able = self._is_able(member)
         try:
             if member.serving and member.stale < 2:  # the others may only be quicker to take new weights
                 await member.endpoint.check(timeout_s=self._answer_s)
             else:
                 await self._take_back(member)
+            if self._is_able(member) and not able:
+                self._changed.set()
         except Exception as error:  # `admit` is others' code
             self._take_out(member, error)
 
@@ -234,18 +261,26 @@ class Pool:
                 "it offers chat alone and no token ids; start it with --enable-scale-out, or use a chat policy, which"
                 " cannot be trained"
             )
-        if not self._has_newest(endpoint) and self.admit is not None and info.control:
+        if not self._has_newest(endpoint) and self.admit is not None and info.control and not self._follows:
+            if endpoint.weights == self._newest:
+                endpoint.distrust()  # so that it is brought them
             await self.admit(endpoint)
         if not self._has_newest(endpoint):
-            raise EngineLost(
-                f"its weights are of version {endpoint.weights!r} and the newest are {self._newest!r}"
-                if endpoint.weights is not None
-                else "an update of its weights was begun and not finished"
-            )
-        if info.control:
+            raise EngineLost(self._what_it_has(endpoint))
+        if self._follows and endpoint.paused:
+            raise EngineLost("it is paused: it takes weights, or those that it took were not proven")
+        if info.control and not self._follows:
             await endpoint.resume_unless_held()
         member.serving, member.stale = True, 0
-        self._changed.set()
+
+    def _what_it_has(self, endpoint: Endpoint) -> str:
+        if endpoint.weights is None:
+            return "an update of its weights was begun and not finished"
+        if endpoint.weights == self._newest:
+            return (
+                f"it says that its weights are of version {endpoint.weights!r}, and they were not brought by this run"
+            )
+        return f"its weights are of version {endpoint.weights!r} and the newest are {self._newest!r}"
 
     def _suspect(self, member: _Member, error: EngineLost) -> None:
         """It failed a turn: no more of them until it has been looked at. Others that it has go on meanwhile."""

@@ -112,6 +112,24 @@ async def test_an_image_of_another_token_count_is_another_prompt(codec, serve, e
         await endpoint_of(serve(factor=8)).sample(ask_of(talk))
 
 
+async def test_a_turn_asks_for_no_more_than_there_is_room_for(codec, serve, endpoint_of):
+    talk = Talk(codec, images=[picture(1)])
+    prompt = token_count(talk.segments)
+    servers = [serve(max_model_len=prompt + room) for room in (7, 0)]
+    roomy, full = [endpoint_of(server) for server in servers]
+    await roomy.probe()
+    await full.probe()
+    await roomy.sample(ask_of(talk, max_tokens=5))
+    await roomy.sample(ask_of(talk, max_tokens=500))
+    asked = [t.body["sampling_params"]["max_tokens"] for t in servers[0].turns]
+    assert asked == [5, 7]
+    with pytest.raises(ValueError, match=f"has room for 0 tokens: the prompt takes {prompt} of the engine's {prompt}"):
+        await full.sample(ask_of(talk))
+    with pytest.raises(ValueError, match="has room for 0 tokens"):
+        await roomy.sample(ask_of(talk, max_tokens=0))
+    assert servers[1].turns == []
+
+
 async def test_closing_the_connection_gives_a_turn_up(codec, serve, endpoint_of):
     server, talk = serve(fault=lambda turn: "hang"), Talk(codec)
     asked = asyncio.create_task(endpoint_of(server).sample(ask_of(talk)))
@@ -215,7 +233,7 @@ async def test_new_weights_come_in_steps_and_their_version_with_them(codec, serv
     await endpoint.finish_weight_update(3)
     assert endpoint.updating and endpoint.weights is None, "the trainer has not proven them"
     await endpoint.reset_caches()
-    assert await endpoint.call_worker("fingerprint", seed="1") == [{"method": "fingerprint", "seed": "1"}]
+    assert await endpoint.call_worker("agentvision_received") == ["{}"]
     await endpoint.resume()
     assert await endpoint.version() == "3" == endpoint.weights and not endpoint.updating
     assert [call for call, _ in server.calls] == [
@@ -271,6 +289,107 @@ async def test_a_pause_without_new_weights_leaves_one_span(codec, serve, endpoin
     await endpoint.resume()
     sampled = await asked
     assert len(server.turns) == 2 and sampled.versions == (VersionSpan(0, 0, len(sampled.ids)),)
+
+
+@pytest.mark.parametrize("new_weights", [True, False])
+async def test_a_pause_of_another_process_is_waited_out_too(codec, serve, endpoint_of, new_weights):
+    """Of a distributed trainer's ranks the first alone pauses and brings; turns of the others go on under what it brought."""
+    server = serve(latency_s=lambda turn: 0.3)
+    mine, theirs, talk = endpoint_of(server), endpoint_of(server), Talk(codec)
+    await mine.probe()
+    asked = asyncio.create_task(mine.sample(ask_of(talk, max_tokens=40)))
+    while not server.turns:
+        await asyncio.sleep(0.01)
+    await theirs.pause()
+    if new_weights:
+        await theirs.start_weight_update()
+        await theirs.finish_weight_update(1)
+    await asyncio.sleep(0.6)
+    assert len(server.turns) == 1 and not asked.done()
+    await theirs.resume()
+    sampled = await asked
+    first, rest = server.turns
+    begun = rest.prompt[len(first.prompt) :]
+    spans = [(s.version, s.start, s.end) for s in sampled.versions]
+    assert sampled.ids[: len(begun)] == begun
+    assert spans[-1] == (int(new_weights), len(begun) if new_weights else 0, len(sampled.ids))
+
+
+async def test_a_pause_of_another_process_that_is_over_is_seen_by_the_new_weights(codec, serve, endpoint_of):
+    server = serve(fault=lambda turn: "abort" if len(server.turns) == 1 else None)
+    endpoint = endpoint_of(server)
+    await endpoint.probe()
+    asking = endpoint._sample_part
+
+    async def ask_and_be_overtaken(*args):
+        part = await asking(*args)
+        server.version = "5"
+        return part
+
+    endpoint._sample_part = ask_and_be_overtaken
+    sampled = await endpoint.sample(ask_of(Talk(codec), max_tokens=40))
+    assert sampled.versions[-1].version == 5 and len(server.turns) == 2
+
+
+async def test_a_pause_of_another_process_that_does_not_end_is_a_failure(codec, serve, endpoint_of):
+    server = serve(fault=lambda turn: "abort")
+    endpoint = endpoint_of(server, timeout_s=0.5)
+    await endpoint.probe()
+    asking = endpoint._sample_part
+
+    async def ask_and_be_paused(*args):
+        part = await asking(*args)
+        server.paused = True
+        return part
+
+    endpoint._sample_part = ask_and_be_paused
+    with pytest.raises(EngineLost, match=r"paused by another process and not resumed within 0\.5 s"):
+        await endpoint.sample(ask_of(Talk(codec)))
+
+
+async def test_workers_that_do_not_answer_prove_nothing(codec, serve, endpoint_of):
+    with pytest.raises(EngineError, match=r"'agentvision_received' \(\[\]\).*--worker-extension-cls"):
+        await endpoint_of(serve(workers=False)).call_worker("agentvision_received")
+
+
+async def test_a_pause_that_comes_while_another_is_undone_stands(codec, serve, endpoint_of):
+    server = serve()
+    server.paused = True
+    endpoint = endpoint_of(server)
+    asking, reached, go_on = endpoint._control, asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def slow(method, path, body=None):
+        reply = await asking(method, path, body)
+        if path == "/is_paused":
+            loop.call_soon_threadsafe(reached.set)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go_on.wait(), loop))
+        return reply
+
+    endpoint._control = slow
+    undoing = asyncio.create_task(endpoint.resume_unless_held())
+    await reached.wait()
+    pausing = asyncio.create_task(endpoint.pause())
+    while not endpoint.held:
+        await asyncio.sleep(0.01)
+    go_on.set()
+    await asyncio.gather(undoing, pausing)
+    assert server.paused and endpoint.held
+    assert "/resume" not in [call for call, _ in server.calls]
+
+
+async def test_first_weights_after_others_were_brought_are_a_server_that_was_started_again(codec, serve, endpoint_of):
+    """Version 0 too is brought, and is called "0" then: the server's own first weights may be anybody's."""
+    server = serve()
+    endpoint = endpoint_of(server)
+    assert (await endpoint.sample(ask_of(Talk(codec)))).versions[0].version == 0
+    await endpoint.start_weight_update()
+    await endpoint.finish_weight_update(0)
+    await endpoint.resume()
+    await endpoint.sample(ask_of(Talk(codec)))
+    server.version = "default"
+    with pytest.raises(EngineLost, match="lost its weights: it was started again"):
+        await endpoint.sample(ask_of(Talk(codec)))
 
 
 async def test_a_torn_update_leaves_weights_of_no_version_whatever_the_server_says(codec, serve, endpoint_of):

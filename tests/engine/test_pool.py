@@ -344,6 +344,96 @@ async def test_turns_in_flight_live_through_an_update_of_all(codec, serve):
     assert len(heard) == 40 and len({(session, turn) for session, turn, *_ in heard}) == 40
 
 
+async def test_a_look_that_is_wanted_during_a_look_is_made(codec, serve):
+    server = serve()
+    async with pool_of(codec, server, look_s=600.0) as pool:
+        (member,) = pool._members
+        check, looks = member.endpoint.check, []
+
+        async def checked(*, timeout_s):
+            looks.append(1)
+            if len(looks) == 1:
+                member.look_now.set()
+            await check(timeout_s=timeout_s)
+
+        member.endpoint.check = checked
+        await pool.ready()
+        await until(lambda: len(looks) == 2)
+
+
+async def test_the_number_of_another_runs_weights_is_not_believed(codec, serve):
+    """A server that an older run left at version 1 is brought this run's version 1 before it gets a turn."""
+    servers, admitted = [serve(), serve()], []
+
+    async def admit(endpoint):
+        assert endpoint.weights is None, "whoever looks at its number would take it for the newest"
+        admitted.append(endpoint.url)
+        await bring(endpoint, 1)
+
+    async with pool_of(codec, *servers, admit=admit) as pool:
+        await until_serving(pool, 2)
+        servers[1].die()
+        await until(lambda: len(pool.controls()) == 1)
+        await bring(pool.controls()[0], 1)
+        servers[1].start()
+        servers[1].version = "1"
+        await until(lambda: len(pool.controls()) == 2)
+        assert admitted == [servers[1].url]
+        assert "/finish_weight_update" in [call for call, _ in servers[1].calls]
+
+
+async def test_weights_that_this_run_cannot_bring_are_used_as_they_are(codec, serve):
+    """Evaluation: nothing was ever brought, and the servers' weights are whatever they are."""
+    servers = [serve(), serve()]
+    servers[0].version = "40"
+    async with pool_of(codec, *servers) as pool:
+        await until_serving(pool, 2)
+        answers = await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks_of(codec, 8)))
+        assert {span.version for sampled in answers for span in sampled.versions} == {0, 40}
+
+
+async def test_a_pool_that_follows_another_processs_weights_goes_where_they_are(codec, serve):
+    """Ranks other than the first bring nothing: they are told a version, and resume no pause that is the first one's."""
+    servers, admitted = [serve(), serve()], []
+
+    async def admit(endpoint):
+        admitted.append(endpoint.url)
+
+    async with pool_of(codec, *servers) as first, pool_of(codec, *servers, admit=admit) as pool:
+        await until_serving(first, 2)
+        await until_serving(pool, 2)
+        for version in (1, 2):
+            await asyncio.gather(*(bring(control, version) for control in first.controls()))
+            await pool.expect(version)
+            talks = [Talk(codec, session=f"{version} {k}", group=f"{version} {k}", seed=k) for k in range(8)]
+            answers = await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in talks))
+            assert {span.version for sampled in answers for span in sampled.versions} == {version}
+        failed = first.controls()[0]
+        await failed.pause()  # as the first leaves one whose weights were not proven
+        await until(lambda: pool.controls() == [pool._members[1].endpoint])
+        before = len(servers[0].turns)
+        later = [Talk(codec, session=f"later {k}", group=f"later {k}") for k in range(8)]
+        await asyncio.gather(*(pool.sample(ask_of(talk)) for talk in later))
+        assert len(servers[0].turns) == before and servers[0].paused and admitted == []
+        await failed.resume()
+        await until(lambda: len(pool.controls()) == 2)
+
+
+async def test_turns_of_a_pool_that_follows_live_through_the_updates_of_the_first(codec, serve):
+    servers = [serve(latency_s=lambda turn: 0.2) for _ in range(2)]
+    heard = []
+    async with pool_of(codec, *servers) as first, pool_of(codec, *servers) as pool:
+        await until_serving(first, 2)
+        await until_serving(pool, 2)
+        episodes = asyncio.gather(*(episode(pool, talk, 4, heard) for talk in talks_of(codec, 10)))
+        for version in range(1, 4):
+            await asyncio.sleep(0.15)
+            await asyncio.gather(*(bring(control, version) for control in first.controls()))
+            await pool.expect(version)
+        await episodes
+    assert len(heard) == 40 and len({(session, turn) for session, turn, *_ in heard}) == 40
+
+
 async def test_a_pause_that_nobody_stands_behind_is_undone(codec, serve):
     server = serve()
     server.paused = True  # a trainer that died left it so

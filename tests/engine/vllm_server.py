@@ -26,6 +26,9 @@ from typing import Any
 
 from PIL import Image
 
+from agentvision.engine.digest import rows_digest, tensor_digest
+from agentvision.engine.worker import tensors_of
+
 GENERATE = "/inference/v1/generate"
 _serial = itertools.count(1)
 
@@ -58,6 +61,11 @@ class VllmServer:
     api_key: str | None = None
     exact: bool = True
     control: bool = True
+    max_model_len: int = 4096
+    spoil: Callable[[str, Any], Any] = lambda name, tensor: tensor
+    """What becomes of a tensor on its way."""
+    workers: bool = True
+    """Its workers can be asked about their weights."""
     prefix_busy: bool = False
     """Its prefix cache cannot be forgotten."""
     factor: int = 16
@@ -66,6 +74,8 @@ class VllmServer:
     calls: list[tuple[str, Any]] = field(default_factory=list)
     """Of the trainer's side: route and body."""
     version: str = "default"
+    tensors: dict[str, Any] = field(default_factory=dict)
+    """Of the last update, by name."""
     paused: bool = False
     _pauses: int = 0
     _images: dict[str, int] = field(default_factory=dict)
@@ -100,6 +110,7 @@ class VllmServer:
         """Again, at the same port, with its first weights and nothing in its caches."""
         self.version, self.paused = "default", False
         self._images.clear()
+        self.tensors.clear()
         self._do(self._begin())
 
     def hang(self) -> None:
@@ -192,7 +203,7 @@ class VllmServer:
             case "GET", "/health":
                 return 200, None
             case "GET", "/v1/models":
-                return 200, {"data": [{"id": "policy", "max_model_len": 4096}]}
+                return 200, {"data": [{"id": "policy", "max_model_len": self.max_model_len}]}
         if not self.control:
             return 404, {"detail": "Not Found"}
         await self._engine_going.wait()
@@ -208,12 +219,18 @@ class VllmServer:
             case "POST", "/resume":
                 self.paused = False
             case "POST", "/start_weight_update" | "/update_weights":
-                if body.get("update_info", {}).get("fail"):
+                info = body.get("update_info", {})
+                if path == "/start_weight_update":
+                    self.tensors.clear()
+                elif info.get("fail"):
                     return 500, {"error": {"message": "the tensor does not fit"}}
+                elif "memory" in info:
+                    taken = tensors_of(info["memory"], info["places"])
+                    self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in taken)
             case "POST", "/finish_weight_update":
                 self.version = body["weight_version"]
             case "POST", "/collective_rpc":
-                return 200, {"results": [{"method": body["method"], **body["kwargs"]}]}
+                return 200, {"results": [self._worker(body["method"])] if self.workers else []}
             case "POST", "/reset_prefix_cache":
                 return 200, {"success": not self.prefix_busy}
             case "POST", "/reset_mm_cache":
@@ -224,6 +241,17 @@ class VllmServer:
             case _:
                 return 404, {"detail": "Not Found"}
         return 200, {"status": "ok"}
+
+    def _worker(self, method: str) -> str:
+        match method:
+            case "agentvision_received":
+                return json.dumps({name: tensor_digest(tensor) for name, tensor in self.tensors.items()})
+            case "agentvision_loaded":
+                return str(rows_digest(self.tensors.values()))
+            case "agentvision_cached":
+                return "0"  # features go with the images, which `/reset_mm_cache` forgets
+            case _:
+                raise ValueError(f"the fake's workers have no method {method!r}")
 
     # --- sampling ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,99 @@
+"""What one request said of a turn, read from a server's answer and held against the ledger; a turn that was paused has several.
+
+Nothing of an answer is believed that can be checked: its prompt is the trainer's stream, its log-probs are of its ids, its
+versions are weights that somebody brought.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agentvision.engine.types import EngineError, EngineLost
+from agentvision.policy import VersionSpan
+
+FIRST_VERSION = "default"
+"""What vLLM calls the weights that it was started with: version 0 here."""
+
+_IMPOSSIBLE_LOGPROB = -9999.0
+"""What vLLM writes for NaN and minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`versions` are over this part's `ids`; `aborted`: a pause ended it."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[VersionSpan, ...]
+    cached_tokens: int
+    aborted: bool
+
+
+def part_of(body: Any, *, prompt: Sequence[int], brought: str | None, url: str) -> Part:
+    """The answer of the server at `url`, which had taken the weights `brought` when it was asked.
+
+    Raises `EngineLost` when it gave the turn up or forgot those weights, `EngineError` for what is wrong whoever is asked,
+    and whatever Python raises on an answer of another form.
+    """
+    _compare(prompt, body["prompt_token_ids"], url)
+    choice = body["choices"][0]
+    ended = choice["finish_reason"]
+    if ended not in ("stop", "length", "abort"):
+        raise EngineLost(f"{url} gave a turn up ({ended!r})")
+    ids = tuple(int(i) for i in choice["token_ids"] or ())
+    content = (choice["logprobs"] or {}).get("content") or []
+    if [entry["token_id"] for entry in content] != list(ids):
+        raise EngineError(f"{url} gave log-probs of other ids than it sampled")
+    logprobs = tuple(float(entry["logprob"]) for entry in content)
+    if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
+        raise EngineError(f"{url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
+    spans = choice["weight_versions"] or ([{"version": FIRST_VERSION, "start": 0, "end": len(ids)}] if ids else [])
+    if brought is not None and any(span["version"] == FIRST_VERSION for span in spans):
+        raise EngineLost(f"{url} lost its weights: it was started again")
+    return Part(
+        ids=ids,
+        logprobs=logprobs,
+        versions=tuple(
+            VersionSpan(version_number(s["version"], url=url), int(s["start"]), int(s["end"])) for s in spans
+        ),
+        cached_tokens=int((body["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+        aborted=ended == "abort",
+    )
+
+
+def version_number(label: str, *, url: str) -> int:
+    """Of the weights that vLLM calls so. Raises `EngineError` for a name that is not of this package's giving."""
+    if label == FIRST_VERSION:
+        return 0
+    if not label.isdigit():
+        raise EngineError(f"{url} says its weights are of version {label!r}, which agentvision did not bring")
+    return int(label)
+
+
+def spans_of(parts: Sequence[Part]) -> tuple[VersionSpan, ...]:
+    """The parts' spans over the whole turn; neighbours of one version are one."""
+    spans: list[VersionSpan] = []
+    start = 0
+    for part in parts:
+        for span in part.versions:
+            begins = start + span.start
+            if spans and spans[-1].version == span.version:
+                begins = spans.pop().start
+            spans.append(VersionSpan(span.version, begins, start + span.end))
+        start += len(part.ids)
+    return tuple(spans)
+
+
+def _compare(ledger: Sequence[int], engine: Sequence[int], url: str) -> None:
+    if list(ledger) == list(engine):
+        return
+    at = next((k for k, (a, b) in enumerate(zip(ledger, engine)) if a != b), min(len(ledger), len(engine)))
+    raise EngineError(
+        f"{url} read another prompt than the ledger's: {len(engine)} ids against {len(ledger)}, different from id"
+        f" {at} on ({list(engine[at : at + 3])!r} against {list(ledger[at : at + 3])!r}). The server must serve the same"
+        " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
+        " them)"
+    )
