@@ -294,7 +294,7 @@ async def test_a_pause_without_new_weights_leaves_one_span(codec, serve, endpoin
 @pytest.mark.parametrize("new_weights", [True, False])
 async def test_a_pause_of_another_process_is_waited_out_too(codec, serve, endpoint_of, new_weights):
     """Of a distributed trainer's ranks the first alone pauses and brings; turns of the others go on under what it brought."""
-    server = serve(latency_s=lambda turn: 0.3)
+    server = serve(latency_s=lambda turn: 1.0 if turn is server.turns[0] else 0.0)
     mine, theirs, talk = endpoint_of(server), endpoint_of(server), Talk(codec)
     await mine.probe()
     asked = asyncio.create_task(mine.sample(ask_of(talk, max_tokens=40)))
@@ -304,7 +304,9 @@ async def test_a_pause_of_another_process_is_waited_out_too(codec, serve, endpoi
     if new_weights:
         await theirs.start_weight_update()
         await theirs.finish_weight_update(1)
-    await asyncio.sleep(0.6)
+    while server.turns[0].answer is None:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
     assert len(server.turns) == 1 and not asked.done()
     await theirs.resume()
     sampled = await asked

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 from PIL import Image
@@ -226,6 +227,8 @@ class VllmServer:
                     return 500, {"error": {"message": "the tensor does not fit"}}
                 elif "memory" in info:
                     taken = tensors_of(info["memory"], info["places"])
+                    # The sender is this very process here, whose tracker is to know of the memory until it is gone.
+                    resource_tracker.register(f"/{info['memory']}", "shared_memory")
                     self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in taken)
             case "POST", "/finish_weight_update":
                 self.version = body["weight_version"]

@@ -128,9 +128,11 @@ async def test_one_that_fails_its_sync_gets_no_turns_and_is_brought_the_weights_
     before = len(servers[1].turns)
     assert await turns_of(policy, codec, 8) == {1}
     assert len(servers[1].turns) == before
+    assert servers[1].paused, "it samples nothing from weights that nobody knows"
     broken.clear()
-    await until(lambda: len(policy.engine.controls()) == 2)
+    await until(lambda: not servers[1].paused)
     assert has(servers[1], policy.model) and servers[1].version == "1"
+    await both_serving(policy)
     await turns_of(policy, codec, 8, name="later ")
     assert len(servers[1].turns) > before
 
