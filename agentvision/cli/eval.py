@@ -69,7 +69,7 @@ def evaluate(
     if "cost_usd" in spent:
         unpriced = f" and {spent['unpriced']:,.0f} turns of no known price" if "unpriced" in spent else ""
         print(f"{'US dollars':<40} {spent['cost_usd']:>9.4f}{unpriced}")
-    if "prompt_tokens" in spent:
+    if {"prompt_tokens", "completion_tokens"} <= spent.keys():
         print(f"{'tokens sent and received':<40} {spent['prompt_tokens']:,.0f}, {spent['completion_tokens']:,.0f}")
     if result.metrics["invalid"]:
         print(f"{'without a verdict':<40} {result.metrics['invalid']:>9}")
