@@ -44,7 +44,7 @@ lint: setup  ## Check style.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup  ## Check types, on the package as it is installed (type checkers do not follow package-dir).
+types: setup setup-vllm  ## Check types, on the package as it is installed (type checkers do not follow package-dir).
 	rm -rf build
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target build/types .
 	cp -r pyproject.toml examples build/types
