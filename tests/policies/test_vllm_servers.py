@@ -132,7 +132,7 @@ async def test_one_that_fails_its_sync_gets_no_turns_and_is_brought_the_weights_
     broken.clear()
     await until(lambda: not servers[1].paused)
     assert has(servers[1], policy.model) and servers[1].version == "1"
-    await both_serving(policy)
+    await until(lambda: policy.engine._is_able(policy.engine._members[1]))
     await turns_of(policy, codec, 8, name="later ")
     assert len(servers[1].turns) > before
 
