@@ -155,7 +155,7 @@ class VLLMPolicy:
             if placement == "separate":
                 started, endpoints = _start(settings, servers, devices)
             pictures = Pictures(codec.vision)  # an image is encoded once for all servers
-            made = Pool([_endpoint(url, codec, api_key_env, pictures) for url in endpoints])
+            made = Pool([_endpoint(url, codec, api_key_env, pictures) for url in endpoints], follows=rank() > 0)
 
         def load() -> nn.Module:
             return load_model(

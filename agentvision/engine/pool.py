@@ -49,7 +49,7 @@ class Pool:
     Each server is looked at every `look_s`, and is lost when it does not answer a look within `answer_s`, so a hang is met
     within their sum. `admit` is awaited with a server that is well but has other weights than the newest: it brings them,
     or raises. It may run on another loop's time than the trainer's own sync and must take turns with it. `tries` bounds
-    how often one turn is asked.
+    how often one turn is asked. `follows`: another process brings the weights (see `expect`).
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Pool:
         answer_s: float = 10.0,
         patience_s: float = 120.0,
         tries: int = 5,
+        follows: bool = False,
     ) -> None:
         if not endpoints:
             raise EngineError("a pool needs at least one server; name them in policy.endpoints")
@@ -72,7 +73,7 @@ class Pool:
         self._sessions: dict[str, tuple[_Member, str]] = {}
         self._groups: dict[str, _Group] = {}
         self._newest: str | None = None
-        self._follows = False
+        self._follows = follows
         self._watchers: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._closed = False
