@@ -33,6 +33,7 @@ from agentvision import build
 from agentvision.data import open_questions
 from agentvision.engine.in_process import BAN, InProcessEngine
 from agentvision.engine.probe import gap_of
+from agentvision.engine.prompt import prompt_of
 from agentvision.engine.types import Ask, Sampled
 from agentvision.images import ImageStore
 from agentvision.policies.transformers import TransformersPolicy
@@ -103,7 +104,7 @@ async def raw_generate(engine: InProcessEngine, asks: Sequence[Ask]) -> float:
 
     prepared = [
         (
-            engine._prompt(ask),
+            prompt_of(ask, engine._codec),
             SamplingParams(
                 temperature=ask.temperature,
                 seed=ask.seed % (1 << 63),

@@ -15,18 +15,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
+from agentvision.engine.part import joined, spans_told
+from agentvision.engine.prompt import prompt_of
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.start import started
-from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled, VersionSpan
+from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
 from agentvision.seeds import seed_for
-from agentvision.tokens import Codec, engine_ids, token_count, trainer_ids
+from agentvision.tokens import Codec, engine_ids, token_count
 from agentvision.types import ImageSegment, Segment
 
 _T = TypeVar("_T")
@@ -314,7 +314,7 @@ class InProcessEngine(Control):
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            prompt = self._prompt(ask, ticket.said.ids if ticket.said is not None else ())
+            prompt = prompt_of(ask, self._codec, ticket.said.ids if ticket.said is not None else ())
             ticket.engine_id = self._engine.add_request(ticket.key, prompt, params)
         except Exception as error:  # this turn's alone: the engine has not taken it
             _resolve(ticket, error=_as_engine_error(error))
@@ -341,26 +341,6 @@ class InProcessEngine(Control):
         with self._changed:
             self._arrived.extendleft(reversed(tickets))
 
-    def _prompt(self, ask: Ask, said: Sequence[int] = ()) -> Any:
-        """The ledger as vLLM takes it: expanded ids, and each image's pixels, place and name; then what the turn has said."""
-        from vllm.inputs import TokensPrompt, mm_input
-        from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
-
-        ids = [*trainer_ids(ask.segments, self._codec.image_token_id), *said]
-        items, hashes, places = [], [], []
-        at = 0
-        for segment in ask.segments:
-            if isinstance(segment, ImageSegment):
-                items.append(_item(self._codec.pixels(ask.store, segment.image)))
-                hashes.append(segment.image)
-                places.append(PlaceholderRange(offset=at, length=segment.tokens))
-                at += segment.tokens
-            else:
-                at += len(segment.ids)
-        if not items:
-            return TokensPrompt(prompt_token_ids=ids)
-        return mm_input(ids, MultiModalKwargsItems({"image": items}), {"image": hashes}, {"image": places})
-
     def _deliver(self, outputs: Sequence[Any]) -> None:
         for output in outputs:
             if output.finished and (ticket := self._running.get(output.request_id)) is not None:
@@ -385,50 +365,11 @@ class InProcessEngine(Control):
         now = Sampled(
             ids=ids,
             logprobs=logprobs,
-            versions=spans(said.weight_versions, len(ids)),
+            versions=spans_told(said.weight_versions, len(ids)),
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
         return now if ticket.said is None else joined(ticket.said, now)
-
-
-def joined(first: Sampled, then: Sampled) -> Sampled:
-    """One turn of two parts: the prompt is the first's, and what one version sampled is one span."""
-    at = len(first.ids)
-    versions = list(first.versions)
-    for span in then.versions:
-        if span.version == versions[-1].version:
-            versions[-1] = replace(versions[-1], end=at + span.end)
-        else:
-            versions.append(VersionSpan(span.version, at + span.start, at + span.end))
-    return replace(first, ids=first.ids + then.ids, logprobs=first.logprobs + then.logprobs, versions=tuple(versions))
-
-
-def spans(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:
-    """vLLM's spans of weight versions; "default" is what it calls the weights that it was started with: version 0."""
-    if not told:
-        return (VersionSpan(0, 0, length),)
-    return tuple(VersionSpan(0 if s.version == "default" else int(s.version), s.start, s.end) for s in told)
-
-
-def _item(pixels: Any) -> Any:
-    """One preprocessed image as vLLM passes it to a Qwen-VL model."""
-    from vllm.multimodal.inputs import (
-        MultiModalBatchedField,
-        MultiModalFieldElem,
-        MultiModalFlatField,
-        MultiModalKwargsItem,
-    )
-
-    flat = MultiModalFlatField(slices=[slice(0, len(pixels.values))])
-    return MultiModalKwargsItem(
-        {
-            "pixel_values": MultiModalFieldElem(data=pixels.values, field=flat),
-            "image_grid_thw": MultiModalFieldElem(
-                data=torch.tensor(pixels.grid), field=MultiModalBatchedField(keep_on_cpu=True)
-            ),
-        }
-    )
 
 
 def _as_engine_error(error: Exception) -> Exception:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from agentvision.engine.types import EngineError, EngineLost
+from agentvision.engine.types import EngineError, EngineLost, Sampled
 from agentvision.policy import VersionSpan
 
 FIRST_VERSION = "default"
@@ -97,3 +97,22 @@ def _compare(ledger: Sequence[int], engine: Sequence[int], url: str) -> None:
         " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
         " them)"
     )
+
+
+def joined(first: Sampled, then: Sampled) -> Sampled:
+    """One turn of two parts: the prompt is the first's, and what one version sampled is one span."""
+    at = len(first.ids)
+    versions = list(first.versions)
+    for span in then.versions:
+        if span.version == versions[-1].version:
+            versions[-1] = replace(versions[-1], end=at + span.end)
+        else:
+            versions.append(VersionSpan(span.version, at + span.start, at + span.end))
+    return replace(first, ids=first.ids + then.ids, logprobs=first.logprobs + then.logprobs, versions=tuple(versions))
+
+
+def spans_told(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:
+    """vLLM's spans of weight versions; "default" is what it calls the weights that it was started with: version 0."""
+    if not told:
+        return (VersionSpan(0, 0, length),)
+    return tuple(VersionSpan(0 if s.version == "default" else int(s.version), s.start, s.end) for s in told)
