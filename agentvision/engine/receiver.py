@@ -1,4 +1,4 @@
-"""vLLM's weight-transfer engine for weights in this machine's memory. Imported by vLLM's workers alone."""
+"""vLLM's weight-transfer engine for weights that are carried here. Imported by vLLM's workers alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from agentvision.engine.carry import taken
 from agentvision.engine.digest import tensor_digest
-from agentvision.engine.worker import RECEIVED, tensors_of
+from agentvision.engine.worker import RECEIVED
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: memory is named in each update."""
+    """Nothing to agree on: each update says how its tensors come."""
 
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
     """One bucket: `places` in the shared `memory`, or the `tensors` themselves in the trainer's own process."""
 
-    memory: str | None = None
     places: Sequence[Mapping[str, Any]] = ()
+    memory: str | None = None
     tensors: Sequence[tuple[str, Tensor]] | None = None
 
 
@@ -48,10 +49,7 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        tensors = update_info.tensors
-        if tensors is None:
-            tensors = tensors_of(update_info.memory or "", update_info.places)
-        there = [(name, tensor.to(self.device)) for name, tensor in tensors]
+        there = [(name, tensor.to(self.device)) for name, tensor in taken(vars(update_info))]
         for name, tensor in there:
             RECEIVED[name] = tensor_digest(tensor)
         model: Any = self.model

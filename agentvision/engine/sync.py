@@ -11,24 +11,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.shared_memory import SharedMemory
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from agentvision.engine.carry import Bucket, ByReference, BySharedMemory, Carrier
 from agentvision.engine.digest import rows_digest, tensor_digest, wrapped
-from agentvision.engine.types import Control, EngineError, SyncError
+from agentvision.engine.types import Control, SyncError
 
 _log = logging.getLogger(__name__)
 
 BUCKET_BYTES = 256 << 20
-_ALIGN = 64
 _NAMED = 5
 """Tensors named in an error; the rest are counted."""
 
@@ -95,16 +92,9 @@ class Sync:
         """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights."""
         await control.pause()
         await control.start_weight_update()
+        carrier: Carrier = ByReference() if self.same_process else BySharedMemory()
         for bucket in buckets(weights.stream(), self.bucket_bytes):
-            if self.same_process:
-                await control.update_weights({"tensors": bucket})
-            else:
-                sharing = shared(bucket)
-                info = await asyncio.to_thread(sharing.__enter__)
-                try:
-                    await control.update_weights(info)
-                finally:
-                    sharing.__exit__(None, None, None)
+            await _carry(bucket, carrier, control)
         await control.finish_weight_update(weights.version)
         await self._prove(weights, control)
         await control.reset_caches()
@@ -130,6 +120,15 @@ class Sync:
         said = await control.version()
         if said != str(weights.version):
             raise SyncError(f"the engine says that its weights are version {said!r}, not {weights.version}")
+
+
+async def _carry(bucket: Bucket, carrier: Carrier, control: Control) -> None:
+    carrying = carrier.carry(bucket)
+    info = await asyncio.to_thread(carrying.__enter__)  # copies
+    try:
+        await control.update_weights(info)
+    finally:
+        carrying.__exit__(None, None, None)
 
 
 async def fresh(control: Control) -> None:
@@ -166,31 +165,3 @@ def buckets(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[
         size += tensor.nbytes
     if bucket:
         yield bucket
-
-
-@contextmanager
-def shared(bucket: Sequence[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
-    """The tensors in shared memory, and what a worker is told to find them; gone when the block ends."""
-    places: list[dict[str, Any]] = []
-    end = 0
-    for name, tensor in bucket:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        places.append({"name": name, "dtype": dtype, "shape": list(tensor.shape), "offset": end})
-        end += -(-tensor.nbytes // _ALIGN) * _ALIGN
-    memory = SharedMemory(create=True, size=max(end, 1))
-    try:
-        try:
-            os.posix_fallocate(memory._fd, 0, max(end, 1))  # type: ignore[attr-defined]  # else a full one ends the process
-        except OSError as error:
-            raise EngineError(
-                f"there is no room for {end / 2**20:.0f} MiB in shared memory: enlarge /dev/shm (docker: --shm-size)"
-            ) from error
-        whole = torch.frombuffer(memory.buf, dtype=torch.uint8)
-        for place, (_, tensor) in zip(places, bucket, strict=True):
-            at = place["offset"]
-            whole[at : at + tensor.nbytes].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
-        del whole  # it holds the buffer, which could not be closed
-        yield {"memory": memory.name, "places": places}
-    finally:
-        memory.close()
-        memory.unlink()

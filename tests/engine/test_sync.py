@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from agentvision.engine.probe import gap_of
-from agentvision.engine.sync import Sync, Weights, buckets, shared
+from agentvision.engine.sync import Sync, Weights, buckets
 from agentvision.engine.types import SyncError
-from agentvision.engine.worker import tensors_of
 from agentvision.train.batch import Example
 from agentvision.types import TextSegment
 
@@ -148,17 +147,6 @@ def _endless(policy, k):
 def test_buckets_hold_what_fits_and_a_large_tensor_is_alone():
     tensors = [(str(k), torch.zeros(n)) for k, n in enumerate((10, 10, 100, 5, 5))]
     assert [[name for name, _ in bucket] for bucket in buckets(tensors, 80)] == [["0", "1"], ["2"], ["3", "4"]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shared_memory_carries_every_bit(dtype):
-    tensors = [("a", torch.randn(3, 5).to(dtype)), ("b", torch.randn(7).to(dtype)), ("c", torch.tensor(2.0).to(dtype))]
-    with shared(tensors) as info:
-        found = tensors_of(info["memory"], info["places"])
-    assert [name for name, _ in found] == ["a", "b", "c"]
-    assert all(torch.equal(a, b) and a.shape == b.shape for (_, a), (_, b) in zip(tensors, found))
-    with pytest.raises(FileNotFoundError):
-        tensors_of(info["memory"], info["places"])
 
 
 class Told:

@@ -22,13 +22,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from typing import Any
 
 from PIL import Image
 
+from agentvision.engine.carry import taken
 from agentvision.engine.digest import rows_digest, tensor_digest
-from agentvision.engine.worker import tensors_of
 
 GENERATE = "/inference/v1/generate"
 _serial = itertools.count(1)
@@ -225,11 +224,8 @@ class VllmServer:
                     self.tensors.clear()
                 elif info.get("fail"):
                     return 500, {"error": {"message": "the tensor does not fit"}}
-                elif "memory" in info:
-                    taken = tensors_of(info["memory"], info["places"])
-                    # The sender is this very process here, whose tracker is to know of the memory until it is gone.
-                    resource_tracker.register(f"/{info['memory']}", "shared_memory")
-                    self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in taken)
+                elif "places" in info:
+                    self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in taken(info))
             case "POST", "/finish_weight_update":
                 self.version = body["weight_version"]
             case "POST", "/collective_rpc":
