@@ -10,6 +10,8 @@ import httpx
 import torch
 from torch import distributed
 
+from agentvision.engine.lend import address_of
+
 Placement: TypeAlias = Literal["colocate", "separate", "server"]
 
 _OURS = {
@@ -38,6 +40,7 @@ def problems(
     servers: int,
     devices: Sequence[str],
     api_key_env: str | None,
+    weights_host: str | None,
     engine: Mapping[str, Any],
 ) -> Iterator[str]:
     """Everything that cannot be, a sentence each."""
@@ -55,6 +58,16 @@ def problems(
             yield "policy.endpoints: an address holds a password; name the key's variable in policy.options.api_key_env"
         if address.scheme not in ("http", "https", "unix"):
             yield f"policy.endpoints: {url!r} is no address; write http://host:8000"
+    if weights_host is not None:
+        if placement != "server":
+            yield f"policy.options.weights_host belongs to policy.placement 'server', and the placement is {placement!r}"
+        try:
+            address_of(weights_host)
+        except ValueError:
+            yield (
+                f"policy.options.weights_host: {weights_host!r} is no address; write HOST or HOST:PORT, where the servers "
+                "reach this machine"
+            )
     if placement == "colocate" and ranks() > 1:
         yield (
             f"policy.placement 'colocate' has its engine in the one training process, and there are {ranks()}; "

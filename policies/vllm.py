@@ -24,6 +24,7 @@ from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
@@ -62,6 +63,7 @@ class VLLMPolicy:
         load: Callable[[], nn.Module] | None = None,
         samples_dtype: torch.dtype | None = None,
         servers: Servers | None = None,
+        weights_host: str | None = None,
     ) -> None:
         self.engine = engine
         self.codec: Codec | None = codec
@@ -74,7 +76,7 @@ class VLLMPolicy:
         self._samples_dtype = samples_dtype
         self._servers = servers
         self._probe = Probe.of(codec)
-        self._sync = Sync(same_process=isinstance(engine, InProcessEngine))
+        self._sync = Sync(same_process=isinstance(engine, InProcessEngine), network=Network(weights_host))
         self._version = 0
         self._proven: tuple[int, Sampled | None] = (-1, None)
         """The probe's turn by an engine whose answer the module agreed with, and the version."""
@@ -107,6 +109,7 @@ class VLLMPolicy:
         servers: Annotated[int, Field(ge=1)] = 1,
         devices: Sequence[str] = (),
         api_key_env: str | None = None,
+        weights_host: str | None = None,
         engine: Mapping[str, Any] | None = None,
     ) -> VLLMPolicy:
         """What a recipe may set. `engine` are further arguments of vLLM's own, by its names (`tensor_parallel_size: 2`).
@@ -114,7 +117,9 @@ class VLLMPolicy:
         `compute_dtype` is the engine's type of weights; `memory_share` its share of a GPU and `kv_cache_mib` the memory of
         keys and values (a CPU needs one: 256 by default). `sleep`: a colocated engine on a GPU gives its memory up while
         the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
-        environment variable that holds the servers' key. Raises `ModelError` and `PluginError`.
+        environment variable that holds the servers' key. `weights_host` is for `server`: HOST or HOST:PORT where servers on
+        other machines fetch new weights from this one; by default its own address on the way to them. Raises `ModelError` and
+        `PluginError`.
         """
         cls.check(
             placement=placement,
@@ -123,6 +128,7 @@ class VLLMPolicy:
             servers=servers,
             devices=devices,
             api_key_env=api_key_env,
+            weights_host=weights_host,
             engine=engine,
         )
         codec = Codec.from_pretrained(
@@ -163,7 +169,7 @@ class VLLMPolicy:
             )
 
         kept = getattr(torch, compute_dtype) if compute_dtype else None
-        return cls(made, codec, load=load, samples_dtype=kept, servers=started)
+        return cls(made, codec, load=load, samples_dtype=kept, servers=started, weights_host=weights_host)
 
     @classmethod
     def check(
@@ -175,11 +181,13 @@ class VLLMPolicy:
         servers: int = 1,
         devices: Sequence[str] = (),
         api_key_env: str | None = None,
+        weights_host: str | None = None,
         engine: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """Raise `PluginError` for settings that cannot be; nothing is loaded or asked. Others are left to their own checks."""
-        for problem in problems(placement, endpoints, device, servers, devices, api_key_env, engine or {}):
+        found = problems(placement, endpoints, device, servers, devices, api_key_env, weights_host, engine or {})
+        for problem in found:
             raise PluginError(problem)
 
     @property

@@ -1,15 +1,15 @@
-"""How a bucket of tensors gets to an engine's workers: by reference, or in shared memory.
+"""How a bucket of tensors gets to an engine's workers: by reference, in shared memory, or over the network (`lend`).
 
 A `Carrier` is the sender's side. What it hands out while the bucket is carried is what `Control.update_weights` passes on, and
-`taken` is the worker's side of it. Neither knows what the tensors mean. In shared memory a bucket is the tensors' own bytes
-one after another, each at a multiple of 64, and its `places` say where.
+`taken` is the worker's side of it. Neither knows what the tensors mean. In memory and on the wire a bucket is the tensors' own
+bytes one after another, each at a multiple of 64, and its `places` say where.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import prod
@@ -166,8 +166,10 @@ def _new_memory(size: int) -> Iterator[SharedMemory]:
 # --- the worker's side ------------------------------------------------------------------------------------------------
 
 
-def taken(info: Mapping[str, Any]) -> Bucket:
-    """The tensors of a bucket, from what the workers were told."""
+def taken(info: Mapping[str, Any], fetched: Callable[[Mapping[str, Any]], Tensor]) -> Bucket:
+    """The tensors of a bucket, from what the workers were told; `fetched` brings the bytes of one that is lent."""
     if (tensors := info.get("tensors")) is not None:
         return tensors
+    if (lent := info.get("lent")) is not None:
+        return tensors_in(fetched(lent), info["places"])
     return tensors_in(mapped(info["memory"]), info["places"])

@@ -347,6 +347,9 @@ class Endpoint:
             )
         return results
 
+    async def trainer_host(self) -> str:
+        return await self._wire.local_host()
+
     async def reset_caches(self) -> None:
         for _ in range(_RESET_TRIES):
             if ((await self._control("POST", "/reset_prefix_cache")).body or {}).get("success"):

@@ -174,6 +174,9 @@ class InProcessEngine(Control):
     async def call_worker(self, method: str, **kwargs: str) -> Sequence[Any]:
         return await self._rpc(method, **kwargs)
 
+    async def trainer_host(self) -> str:
+        return "127.0.0.1"
+
     async def reset_caches(self) -> None:
         def reset() -> None:
             self._put_back()

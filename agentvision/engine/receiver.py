@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -16,7 +18,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from agentvision.engine.carry import taken
 from agentvision.engine.digest import tensor_digest
-from agentvision.engine.worker import RECEIVED
+from agentvision.engine.lend import fetched
+from agentvision.engine.types import EngineError
+from agentvision.engine.worker import PROBLEMS, RECEIVED
 
 
 @dataclass
@@ -26,10 +30,11 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One bucket: `places` in the shared `memory`, or the `tensors` themselves in the trainer's own process."""
+    """One bucket: what a `carry.Carrier` says of it."""
 
     places: Sequence[Mapping[str, Any]] = ()
     memory: str | None = None
+    lent: Mapping[str, Any] | None = None
     tensors: Sequence[tuple[str, Tensor]] | None = None
 
 
@@ -46,14 +51,40 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         RECEIVED.clear()
+        PROBLEMS.clear()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        there = [(name, tensor.to(self.device)) for name, tensor in taken(vars(update_info))]
-        for name, tensor in there:
-            RECEIVED[name] = tensor_digest(tensor)
-        model: Any = self.model
-        model.load_weights(there)
+        try:
+            there = [(name, tensor.to(self.device)) for name, tensor in taken(vars(update_info), self._fetched)]
+            if not PROBLEMS:
+                for name, tensor in there:
+                    RECEIVED[name] = tensor_digest(tensor)
+                model: Any = self.model
+                model.load_weights(there)
+        except Exception as error:
+            # The trainer asks for it. When a worker raises, vLLM leaves the replies of the others to be read, and takes them for
+            # those to its next call.
+            PROBLEMS.append(_told(error))
+
+    def _fetched(self, lent: Mapping[str, Any]) -> Tensor:
+        """The bytes (n,) of a bucket that is lent, on the device: the first worker of a group fetches them for all.
+
+        Whatever fails at the first fails at all of them, so that none waits for another.
+        """
+        group = get_tp_group()
+        memory, problem = None, None
+        if group.rank_in_group == 0:
+            try:
+                problem = "".join(PROBLEMS[:1])
+                memory = None if problem else fetched(lent).to(self.device)
+            except Exception as error:
+                problem = _told(error)
+        if problem := group.broadcast_object(problem, src=0):
+            raise EngineError(problem)
+        if memory is None:
+            memory = torch.empty(lent["bytes"], dtype=torch.uint8, device=self.device)
+        return group.broadcast(memory, src=0)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -66,3 +97,7 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing is held."""
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,8 +21,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from agentvision.engine.carry import Bucket, ByReference, BySharedMemory, Carrier
+from agentvision.engine.carry import Bucket, ByReference, BySharedMemory, Carrier, shows
 from agentvision.engine.digest import rows_digest, tensor_digest, wrapped
+from agentvision.engine.lend import Network
 from agentvision.engine.types import Control, SyncError
 
 _log = logging.getLogger(__name__)
@@ -79,29 +82,45 @@ def is_sharded(model: nn.Module) -> bool:
 
 @dataclass(slots=True)
 class Sync:
-    """Brings engines to the trainer's weights. `same_process` hands tensors over by reference instead of copying them.
+    """Brings engines to the trainer's weights. `same_process` hands tensors over by reference; else an engine whose workers all
+    see this machine's shared memory gets them there, and any other over the network.
 
     `keeps_rows` says of an engine whether its parameters have the rows of the checkpoint: None until the first sync.
     """
 
     same_process: bool = False
     bucket_bytes: int = BUCKET_BYTES
+    network: Network = field(default_factory=Network)
     keeps_rows: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     async def send(self, weights: Weights, control: Control) -> None:
         """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights."""
         await control.pause()
-        await control.start_weight_update()
-        carrier: Carrier = ByReference() if self.same_process else BySharedMemory()
-        for bucket in buckets(weights.stream(), self.bucket_bytes):
-            await _carry(bucket, carrier, control)
+        await control.call_worker("agentvision_end_update")
+        async with self._carrier(control) as carrier:
+            await control.start_weight_update()
+            for bucket in buckets(weights.stream(), self.bucket_bytes):
+                await _carry(bucket, carrier, control)
         await control.finish_weight_update(weights.version)
         await self._prove(weights, control)
         await control.reset_caches()
         await fresh(control)
         await control.resume()
 
+    @asynccontextmanager
+    async def _carrier(self, control: Control) -> AsyncIterator[Carrier]:
+        if self.same_process:
+            yield ByReference()
+        elif await all_see(control):
+            yield BySharedMemory()
+        else:
+            async with self.network.lending(await control.trainer_host()) as lending:
+                yield lending
+
     async def _prove(self, weights: Weights, control: Control) -> None:
+        for rank, told in enumerate(await control.call_worker("agentvision_problem")):
+            if told:
+                raise SyncError(f"version {weights.version} did not get to worker {rank}: {told}")
         for rank, told in enumerate(await control.call_worker("agentvision_received")):
             received = {name: int(digest) for name, digest in json.loads(told).items()}
             if received != weights.digests:
@@ -120,6 +139,14 @@ class Sync:
         said = await control.version()
         if said != str(weights.version):
             raise SyncError(f"the engine says that its weights are version {said!r}, not {weights.version}")
+
+
+async def all_see(control: Control) -> bool:
+    """Whether all workers of an engine see this machine's shared memory: asked, because containers may have one each."""
+    nonce = secrets.token_bytes(16)
+    with shows(nonce) as memory:
+        told = await control.call_worker("agentvision_sees", memory=memory, nonce=nonce.hex())
+    return all(json.loads(sees) for sees in told)
 
 
 async def _carry(bucket: Bucket, carrier: Carrier, control: Control) -> None:

@@ -96,6 +96,10 @@ class Control(Protocol):
         """Call a method of every worker of the engine (vLLM's `collective_rpc`): its answers, one a worker."""
         ...
 
+    async def trainer_host(self) -> str:
+        """The address that this machine has on its way to the engine's."""
+        ...
+
     async def reset_caches(self) -> None:
         """Forget prefixes, preprocessed images and their features. Raises `EngineError` when one cannot be forgotten."""
         ...

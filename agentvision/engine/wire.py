@@ -20,6 +20,7 @@ from agentvision.errors import first_line
 
 _KEEPALIVE_S = 2.0
 """Under the five seconds after which vLLM's server closes an idle connection, so that none is used as it closes."""
+_CONNECT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Wire:
             )
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         socket = parts.path if parts.scheme == "unix" else None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._address = None if socket else (parts.hostname, port)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S)
         # Proxies of the environment are for the outside world, and an inference server is not there.
         self._client = httpx.AsyncClient(
@@ -80,7 +83,7 @@ class Wire:
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         types = {} if content is None else {"Content-Type": "application/json"}
         # The time to connect is bounded by itself: a host that is gone swallows packets.
-        timeout = httpx.Timeout(None, connect=10.0)
+        timeout = httpx.Timeout(None, connect=_CONNECT_S)
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._client.request(
@@ -94,6 +97,20 @@ class Wire:
             return Reply(response.status_code, json.loads(response.content) if response.content else None)
         except ValueError:
             return Reply(response.status_code, response.text[:500])
+
+    async def local_host(self) -> str:
+        """This machine's address on its way to the server. Raises `EngineLost` when there is no way."""
+        if self._address is None:
+            return "127.0.0.1"
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection(*self._address)
+        except (OSError, TimeoutError) as error:
+            raise EngineLost(f"{self.url} cannot be reached: {type(error).__name__}: {first_line(error)}") from None
+        try:
+            return writer.get_extra_info("sockname")[0]
+        finally:
+            writer.close()
 
     async def close(self) -> None:
         await self._client.aclose()

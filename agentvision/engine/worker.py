@@ -9,8 +9,10 @@ handed to the model, and kept until the next update.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+from agentvision.engine.carry import sees
 from agentvision.engine.digest import rows_digest
 
 BACKEND = "agentvision"
@@ -26,12 +28,30 @@ def register() -> None:
 
 RECEIVED: dict[str, int] = {}
 """The digest of every tensor of the last update, by its name. A worker is a process, and has one model."""
+PROBLEMS: list[str] = []
+"""Why the last update was not taken whole. Nothing is loaded after the first; the others follow from it."""
 
 
 class WeightReader:
     """Methods that vLLM adds to its worker. All answer JSON, because that is what travels over HTTP."""
 
     model_runner: Any
+    _weight_update_active: bool
+    finish_weight_update: Callable[[], None]
+
+    def agentvision_sees(self, memory: str, nonce: str) -> str:
+        """Whether the trainer's shared memory is here too."""
+        return json.dumps(sees(memory, bytes.fromhex(nonce)))
+
+    def agentvision_end_update(self) -> str:
+        """End an update whose trainer went away: vLLM begins no other before, and layers keep what they had of it."""
+        if self._weight_update_active:
+            self.finish_weight_update()
+        return ""
+
+    def agentvision_problem(self) -> str:
+        """Why the last update was not taken whole, or nothing."""
+        return "".join(PROBLEMS[:1])
 
     def agentvision_received(self) -> str:
         """The digests of the last update's tensors, as they were handed to the model: `{name: digest}`."""

@@ -1,12 +1,26 @@
 """Buckets by every carrier: any tensors arrive as they were sent, bit for bit."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentvision.engine.carry import ByReference, BySharedMemory, bytes_of, mapped, sees, shows, taken, tensors_in, told
+from agentvision.engine.carry import (
+    ByReference,
+    BySharedMemory,
+    bytes_of,
+    laid_out,
+    mapped,
+    sees,
+    shows,
+    taken,
+    tensors_in,
+    told,
+)
 from agentvision.engine.digest import tensor_digest
+from agentvision.engine.lend import ByNetwork, Listener, fetched
 from agentvision.engine.sync import buckets
 from agentvision.engine.types import EngineError
 
@@ -36,9 +50,14 @@ names = st.text(min_size=1, max_size=12)
 named = st.dictionaries(names, tensors(), max_size=12).map(lambda chosen: list(chosen.items()))
 
 
-@pytest.fixture(scope="module", params=["reference", "shared memory"])
+@pytest.fixture(scope="module", params=["reference", "shared memory", "network", "network, IPv6"])
 def carrier(request):
-    yield {"reference": ByReference, "shared memory": BySharedMemory}[request.param]()
+    if not request.param.startswith("network"):
+        yield {"reference": ByReference, "shared memory": BySharedMemory}[request.param]()
+        return
+    listener = Listener("::1" if "IPv6" in request.param else "127.0.0.1", 0)
+    yield ByNetwork(listener, listener.server_address[0])
+    listener.close()
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,7 +66,7 @@ def test_what_is_sent_arrives(carrier, sent, limit):
     arrived = []
     for bucket in buckets(iter(sent), limit):
         with carrier.carry(bucket) as info:
-            got = taken(info)
+            got = taken(info, fetched)
         arrived += got  # what was taken lives on when the sender is done with it
     assert [name for name, _ in arrived] == [name for name, _ in sent]
     for (_, before), (_, after) in zip(sent, arrived, strict=True):
@@ -60,10 +79,10 @@ def test_what_is_sent_arrives(carrier, sent, limit):
 def test_parameters_are_carried_and_what_arrives_is_a_copy(carrier):
     weight = torch.nn.Linear(4, 4).weight
     with carrier.carry([("weight", weight)]) as info:
-        ((_, arrived),) = taken(info)
+        ((_, arrived),) = taken(info, fetched)
         if not isinstance(carrier, ByReference):
             arrived.zero_()
-            ((_, again),) = taken(info)
+            ((_, again),) = taken(info, fetched)
             assert torch.equal(again, weight.detach())
 
 
@@ -86,10 +105,6 @@ def test_a_bucket_that_was_cut_is_refused():
 
 
 def test_places_are_json():
-    import json
-
-    from agentvision.engine.carry import laid_out
-
     places, end = laid_out([("a", torch.ones(3, 2)), ("b", torch.tensor(1.0))])
     assert end == 128
     assert json.loads(json.dumps(told(places)))[1] == {"name": "b", "dtype": "float32", "shape": [], "offset": 64}

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -156,9 +157,8 @@ class Told:
         self.weights, self.loaded = weights, loaded
 
     async def call_worker(self, method):
-        import json
-
-        return [json.dumps(self.weights.digests) if method == "agentvision_received" else str(self.loaded)]
+        told = {"agentvision_received": json.dumps(self.weights.digests), "agentvision_loaded": str(self.loaded)}
+        return [told.get(method, "")]
 
     async def version(self):
         return str(self.weights.version)

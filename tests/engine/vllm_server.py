@@ -26,8 +26,10 @@ from typing import Any
 
 from PIL import Image
 
-from agentvision.engine.carry import taken
+from agentvision.engine.carry import sees, taken
 from agentvision.engine.digest import rows_digest, tensor_digest
+from agentvision.engine.lend import fetched
+from agentvision.engine.types import EngineError
 
 GENERATE = "/inference/v1/generate"
 _serial = itertools.count(1)
@@ -66,6 +68,9 @@ class VllmServer:
     """What becomes of a tensor on its way."""
     workers: bool = True
     """Its workers can be asked about their weights."""
+    seeing: bool = True
+    """It sees the trainer's shared memory: it is on the same machine."""
+    fetched: Callable[[Mapping[str, Any]], Any] = fetched
     prefix_busy: bool = False
     """Its prefix cache cannot be forgotten."""
     factor: int = 16
@@ -76,6 +81,8 @@ class VllmServer:
     version: str = "default"
     tensors: dict[str, Any] = field(default_factory=dict)
     """Of the last update, by name."""
+    problem: str = ""
+    """Why they did not come whole."""
     paused: bool = False
     _pauses: int = 0
     _images: dict[str, int] = field(default_factory=dict)
@@ -222,14 +229,19 @@ class VllmServer:
                 info = body.get("update_info", {})
                 if path == "/start_weight_update":
                     self.tensors.clear()
+                    self.problem = ""
                 elif info.get("fail"):
                     return 500, {"error": {"message": "the tensor does not fit"}}
                 elif "places" in info:
-                    self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in taken(info))
+                    try:
+                        bucket = await asyncio.to_thread(taken, info, self.fetched)
+                        self.tensors.update((name, self.spoil(name, tensor)) for name, tensor in bucket)
+                    except EngineError as error:
+                        self.problem = str(error)
             case "POST", "/finish_weight_update":
                 self.version = body["weight_version"]
             case "POST", "/collective_rpc":
-                return 200, {"results": [self._worker(body["method"])] if self.workers else []}
+                return 200, {"results": [self._worker(body["method"], **body["kwargs"])] if self.workers else []}
             case "POST", "/reset_prefix_cache":
                 return 200, {"success": not self.prefix_busy}
             case "POST", "/reset_mm_cache":
@@ -241,8 +253,14 @@ class VllmServer:
                 return 404, {"detail": "Not Found"}
         return 200, {"status": "ok"}
 
-    def _worker(self, method: str) -> str:
+    def _worker(self, method: str, **kwargs: str) -> str:
         match method:
+            case "agentvision_sees":
+                return json.dumps(self.seeing and sees(kwargs["memory"], bytes.fromhex(kwargs["nonce"])))
+            case "agentvision_end_update":
+                return ""
+            case "agentvision_problem":
+                return self.problem
             case "agentvision_received":
                 return json.dumps({name: tensor_digest(tensor) for name, tensor in self.tensors.items()})
             case "agentvision_loaded":

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from agentvision.engine import lend
 from agentvision.engine.endpoint import Endpoint
+from agentvision.engine.lend import fetched
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import Gap, Probe
@@ -20,6 +22,7 @@ from agentvision.engine.types import SyncError
 from agentvision.policies.vllm import VLLMPolicy
 
 from ..engine.asks import ask_of
+from ..engine.faulty_network import NETWORK_FAULTS, FaultyNetwork
 from ..engine.vllm_server import VllmServer
 from .policy_cases import Talk, picture
 
@@ -174,3 +177,83 @@ async def test_an_image_is_encoded_once_for_all_servers(policy_over, codec, serv
         await control.sample(ask_of(talk))
     await turns_of(policy, codec, 6, images=[picture(1)])
     assert all(server.turns for server in servers) and made == [talk.views[0].image]
+
+
+# --- servers on other machines ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distant(serve):
+    """Servers that do not see this machine's memory; `fetches` is what they fetched."""
+
+    class Fetches(list):
+        def fetch(self, lent):
+            self.append(lent)
+            return fetched(lent)
+
+    fetches = Fetches()
+
+    def make(**options):
+        return serve(**{"seeing": False, "fetched": fetches.fetch} | options)
+
+    make.fetches = fetches
+    return make
+
+
+async def test_a_server_on_another_machine_is_brought_the_weights_over_the_network(policy_over, codec, serve, distant):
+    near, far = serve(), distant()
+    policy = policy_over(near, far)
+    policy._sync.bucket_bytes = 64 << 10
+    await both_serving(policy)
+    for version in (0, 1):
+        change(policy.model)
+        await policy.weights_changed(version)
+        assert policy.syncs_failed == 0 and has(near, policy.model) and has(far, policy.model)
+        assert await turns_of(policy, codec, 6, name=f"v{version}/") == {version}
+    parameters = list(policy.model.parameters())
+    assert sum(lent["bytes"] for lent in distant.fetches) >= 2 * sum(p.nbytes for p in parameters)
+    assert len({lent["token"] for lent in distant.fetches}) == 2 and not policy._sync.network._open
+
+
+async def test_one_that_cannot_reach_the_trainer_says_so_and_the_others_go_on(policy_over, codec, distant, caplog):
+    blocked = True
+
+    def fetch(lent):
+        return fetched({**lent, "port": 9} if blocked else lent)
+
+    servers = [distant(), distant(fetched=fetch)]
+    policy = policy_over(*servers)
+    await both_serving(policy)
+    change(policy.model)
+    await policy.weights_changed(1)
+    assert policy.version == 1 and has(servers[0], policy.model) and policy.syncs_failed == 2
+    assert await turns_of(policy, codec, 6) == {1}
+    assert f"{servers[1].url} has not got version 1" in caplog.text
+    assert "cannot reach the trainer at 127.0.0.1:9" in caplog.text and "weights_host" in caplog.text
+    assert servers[1].paused, "it samples nothing from weights that nobody knows"
+    blocked = False
+    await until(lambda: policy.engine._is_able(policy.engine._members[1]))
+    assert has(servers[1], policy.model)
+
+
+@pytest.mark.parametrize("fault", NETWORK_FAULTS)
+async def test_a_network_that_fails_once_costs_a_second_try(policy_over, codec, distant, monkeypatch, fault):
+    monkeypatch.setattr(lend, "STALL_S", 0.5)
+    with FaultyNetwork(seed=NETWORK_FAULTS.index(fault)) as network:
+        server = distant(fetched=lambda lent: fetched(network.detour({"lent": lent})["lent"]))
+        policy = policy_over(server)
+        policy._sync.bucket_bytes = 1 << 20
+        for version in range(3):
+            change(policy.model)
+            network.spoil(fault)
+            await policy.weights_changed(version)
+            assert network.spoilt == fault and policy.syncs_failed == version + 1
+            assert policy.version == version and has(server, policy.model)
+            assert await turns_of(policy, codec, 2, name=f"v{version}/") == {version}
+
+
+async def test_a_host_that_was_named_is_the_one_that_servers_are_told(policy_over, distant):
+    policy = policy_over(distant())
+    policy._sync.network.host = "localhost"
+    await policy.weights_changed(0)
+    assert {lent["host"] for lent in distant.fetches} == {"localhost"}

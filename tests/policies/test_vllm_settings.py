@@ -42,6 +42,8 @@ def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
         ({"device": "gpu"}, "torch sees no GPU here"),
         ({"placement": "separate", "servers": 2, "devices": ["0"]}, "servers is 2 and policy.options.devices is for 1"),
         ({"placement": "server", "endpoints": ["localhost:8000"]}, "is no address; write http://host:8000"),
+        ({"weights_host": "10.0.0.1"}, "weights_host belongs to policy.placement 'server'"),
+        ({"placement": "server", "endpoints": ["http://a"], "weights_host": "http://b"}, "'http://b' is no address"),
         ({"placement": "server", "endpoints": ["http://me:secret@host"]}, "an address holds a password"),
     ],
 )
