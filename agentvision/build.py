@@ -40,13 +40,18 @@ def model_path(path: str) -> str:
     return str(Path(str(files("agentvision"))) / PACKAGED_MODELS[name])
 
 
-def build_policy(recipe: Recipe, *, model: str | Path | None = None) -> Policy:
-    """The recipe's policy with its model, or with another (`model`: a folder, a hub id, or a server's name of one)."""
-    make, options = policy_call(recipe, model=model)
+def build_policy(recipe: Recipe, *, model: str | Path | None = None, train: bool = False) -> Policy:
+    """The recipe's policy with its model, or with another (`model`: a folder, a hub id, or a server's name of one).
+
+    To `train` it, the model gets the recipe's adapter (`model.lora`); what is only asked has none, or has it merged.
+    """
+    make, options = policy_call(recipe, model=model, train=train)
     return _call(make, options, f"policy {recipe.policy.backend!r}")
 
 
-def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Callable[..., Any], dict[str, Any]]:
+def policy_call(
+    recipe: Recipe, *, model: str | Path | None = None, train: bool = False
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What makes the recipe's policy, and what it is called with; nothing is loaded but the plug-in's code.
 
     A backend that loads files has `from_pretrained(path, …)`; another takes `model`, a name, which `policy.options.model` may
@@ -66,6 +71,7 @@ def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Cal
         "max_pixels": settings.max_pixels,
         "trust_remote_code": settings.trust_remote_code,
         "context_tokens": recipe.sampling.context_tokens,
+        "adapter": settings.lora if train else None,
     }
     of_policy = {
         "max_rows": recipe.policy.max_rows,
@@ -76,6 +82,8 @@ def policy_call(recipe: Recipe, *, model: str | Path | None = None) -> tuple[Cal
     asked = {key: value for key, value in of_policy.items() if value is not None}
     options = _taken(make, of_model) | asked | recipe.policy.options
     options = {key: value for key, value in options.items() if value is not None}
+    if train and settings.lora is not None and "adapter" not in options:
+        raise PluginError(f"policy.backend {recipe.policy.backend!r} trains no adapters: leave model.lora out")
     path = model_path(str(model) if model is not None else settings.path)
     if loads is not None:
         return make, {"path": path, **options}

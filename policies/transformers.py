@@ -26,10 +26,12 @@ from torch import nn
 
 from agentvision.errors import ModelError, first_line
 from agentvision.hub import reachable
+from agentvision.lora import add_adapter
 from agentvision.policies._engine import Engine
 from agentvision.policies._jobs import Job, Outcome, PolicyStats
 from agentvision.policies._network import Network
 from agentvision.policy import Completion, Request
+from agentvision.recipe.lora import Lora
 from agentvision.tokens import Codec
 
 MAX_ROWS, PREFILL_TOKENS, IMAGE_TOKENS = 256, 8192, 1 << 16
@@ -135,15 +137,24 @@ class TransformersPolicy:
         image_tokens: Annotated[int, Field(ge=0)] = IMAGE_TOKENS,
         vision_frozen: bool = False,
         compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+        adapter: Lora | None = None,
     ) -> TransformersPolicy:
         """Load a local folder or a hub id (safetensors only); what a recipe may set, the constructor's arguments included.
 
         `min_pixels` and `max_pixels` replace the image processor's own. `attn` is the implementation of the vision
         tower and of the trainer's forward pass; sampling always uses torch's scaled-dot-product attention, which picks
-        its own kernels. Raises `ModelError` when the model is missing, broken or of another family.
+        its own kernels. `adapter` is put into the model, to be trained.
+
+        Raises `ModelError` when the model is missing, broken or of another family.
         """
         model = load_model(
-            path, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
+            path,
+            dtype=dtype,
+            device=device,
+            attn=attn,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
         )
         codec = codec or Codec.from_pretrained(
             path,
@@ -408,8 +419,12 @@ def load_model(
     attn: Attention = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    adapter: Lora | None = None,
 ) -> nn.Module:
-    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it fails."""
+    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it fails.
+
+    With an `adapter` it has a new one, and nothing else of it can be trained.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging as transformers_logging
@@ -430,6 +445,8 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{str(path)!r} cannot be loaded as a model: {first_line(error)}") from error
+    if adapter is not None:
+        add_adapter(model, adapter)
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from agentvision.recipe.lora import VISUAL
+
 if TYPE_CHECKING:
     from agentvision.recipe.schema import Recipe
 
@@ -24,6 +26,13 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
             ("model", "min_pixels"),
             f"must not be above model.max_pixels ({model.max_pixels}), not {model.min_pixels}",
         )
+    for index, target in enumerate((model.lora and model.lora.targets) or ()):
+        part = "projector" if target.startswith(f"{VISUAL}merger") else "vision"
+        if target.startswith(VISUAL) and part in model.freeze:
+            yield (
+                ("model", "lora", "targets", index),
+                f"{target!r} adapts what model.freeze keeps: {part!r}; leave one out",
+            )
     if sampling.max_tokens > sampling.context_tokens:
         whole = f"sampling.context_tokens ({sampling.context_tokens})"
         yield ("sampling", "max_tokens"), f"must not be above {whole}, not {sampling.max_tokens}"

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, PrivateAttr, ValidationError, model_valid
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from agentvision.recipe.alarms import Alarms
+from agentvision.recipe.lora import Lora
 from agentvision.recipe.parts import (
     Columns,
     Name,
@@ -53,6 +54,8 @@ class Model(Section):
     """Run Python code that comes with the checkpoint. Only for checkpoints you would run as a program."""
     freeze: tuple[Literal["vision", "projector"], ...] = ()
     """Parts that keep their weights: `vision` the vision tower, `projector` what joins it to the language model."""
+    lora: Lora | None = None
+    """Train an adapter and no weight of the model itself. None: train the weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 

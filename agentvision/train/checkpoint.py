@@ -1,9 +1,9 @@
 """Checkpoints that survive being killed at any moment.
 
-A checkpoint is a folder `step-000012/`: `model/` (a plain Hugging Face folder), `optimizer.pt` (tensors only, read with
-`weights_only`), `state.json` (where the run stands) and `checksums.json` over all of them. It is written beside, synced to
-disk and renamed, so under its final name it is always whole; older ones are pruned only after that. Reading starts with
-the newest; one whose checksums fail is renamed `….corrupt`, and the one before is taken.
+A checkpoint is a folder `step-000012/`: `model/` (a plain Hugging Face folder, or an adapter's), `optimizer.pt` (tensors only,
+read with `weights_only`), `state.json` (where the run stands) and `checksums.json` over all of them. It is written beside,
+synced to disk and renamed, so under its final name it is always whole; older ones are pruned only after that. Reading starts
+with the newest; one whose checksums fail is renamed `….corrupt`, and the one before is taken.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The model as a plain Hugging Face folder: weights, configuration, tokenizer, processor.
 
 What other programs load (transformers, vLLM, `agentvision eval --model`). The small files of a model that came from a
-folder are copied as they stand, so that nothing the tokenizer or processor says is lost in a round trip.
+folder are copied as they stand, so that nothing the tokenizer or processor says is lost in a round trip. Of a model with an
+adapter the weights are merged ones, and the adapter stands beside them in `adapter/`, in peft's layout.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped
+from agentvision.lora import is_adapted, plain_parameters, save_adapter
 from agentvision.tokens import Codec
 from agentvision.train.checkpoint import replace_folder
 
+ADAPTER = "adapter"
+"""The adapter's folder, within the model's."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".msgpack", ".h5")
 _OWN = ("config.json", "generation_config.json")
 """Written from the model itself."""
@@ -35,7 +39,11 @@ def save_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
             )
     transformers_logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    if is_adapted(model):
+        model.save_pretrained(folder, state_dict=dict(plain_parameters(model)))
+        save_adapter(model, folder / ADAPTER, source=source)
+    else:
+        model.save_pretrained(folder)
     codec.tokenizer.save_pretrained(folder)
     codec.image_processor.save_pretrained(folder)
     origin = Path(source)

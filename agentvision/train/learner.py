@@ -6,7 +6,6 @@ policy in this process computes with that very model.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,17 @@ from torch import nn
 
 from agentvision import build
 from agentvision.errors import ModelError, PluginError, RunError
+from agentvision.lora import is_adapted, load_adapter, read_adapter, save_adapter
 from agentvision.policy import TrainablePolicy
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.tokens import Codec
 from agentvision.tool import Tool
-from agentvision.train.export import save_model
+from agentvision.train.export import ADAPTER, save_model
 from agentvision.train.forward import SampledTokens
 from agentvision.train.lockstep import Batching
 from agentvision.train.optimizer import make_optimizer
+from agentvision.train.reference import AdapterReference, CopiedReference
 from agentvision.train.update import Updater
 from agentvision.vision_tower import use_window_batches
 
@@ -51,8 +52,11 @@ class Learner:
     runs beside them."""
 
     def write(self, folder: Path) -> None:
-        """The large files of a checkpoint: `model/` and `optimizer.pt`."""
-        save_model(self.model, self.codec, folder / "model", source=self.source)
+        """The large files of a checkpoint: `model/` (the adapter alone, where there is one) and `optimizer.pt`."""
+        if is_adapted(self.model):
+            save_adapter(self.model, folder / "model", source=self.source)
+        else:
+            save_model(self.model, self.codec, folder / "model", source=self.source)
         tensors = {"optimizer": self.optimizer.state_dict(), "torch": torch.get_rng_state()}
         torch.save(tensors, folder / "optimizer.pt")
 
@@ -68,7 +72,7 @@ class Learner:
     def reset_reference(self) -> None:
         """Take the weights as they are now for the reference."""
         if self.updater.reference is not None:
-            self.updater.reference.model.load_state_dict(self.model.state_dict())
+            self.updater.reference.take(self.model)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -87,22 +91,27 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     """Build what the recipe names.
 
     `model` is a folder to take the weights from in place of the recipe's (a resumed run), and `reference` one for the
-    reference of the KL, where that did not start from the recipe's model either.
+    reference of the KL, where that did not start from the recipe's model either. Where an adapter is trained, both hold one,
+    and the model is the recipe's.
     """
     if recipe.model.device == "auto":
         settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
         recipe = recipe.model_copy(update={"model": settings})
-    policy, codec = _trainable(recipe, model)
+    lora = recipe.model.lora
+    policy, codec = _trainable(recipe, None if lora else model)
     net: Any = policy.model
+    if lora and model is not None:
+        load_adapter(net, model)
     if recipe.model.gradient_checkpointing:
         net.gradient_checkpointing_enable()
-    freeze(net, recipe.model.freeze)
+    if not lora:
+        freeze(net, recipe.model.freeze)
     use_window_batches(net)
     overlaps = recipe.trainer.max_staleness > 0
     if overlaps:
         policy.samples_from_copy = True
     lockstep = accelerator.device.type == "cpu" and isinstance(policy, Batching) and not overlaps
-    if {"vision", "projector"} <= set(recipe.model.freeze):
+    if not any(p.requires_grad for p in net.model.visual.parameters()):
         policy.vision_frozen = not lockstep  # embeddings kept over steps would be missing after a resume
     if not any(p.requires_grad for p in net.parameters()):
         raise ModelError(f"model.freeze={list(recipe.model.freeze)!r} leaves nothing to train")
@@ -113,16 +122,22 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         entropy_grad=recipe.algorithm.entropy > 0,
         touch_all=accelerator.num_processes > 1,
     )
-    kept = None
-    if recipe.algorithm.kl.coef > 0:
-        kept = make_reference(scorer)
+    scorer = scorer.to(accelerator.device)
+    kept: CopiedReference | None = None
+    if recipe.algorithm.kl.coef > 0 and not lora:
+        kept = CopiedReference(scorer)
         if model is not None:  # a resumed run: the reference is what the run started from
             # Only its weights are wanted: by transformers, or an engine would be started for them.
             plain = recipe.model_copy(update={"policy": type(recipe.policy)()})
             start, _ = _trainable(plain, reference)
-            kept.model.load_state_dict(start.model.state_dict())
+            kept.take(start.model)
     optimizer = make_optimizer(net, recipe.trainer)
-    prepared, optimizer = accelerator.prepare(scorer.to(accelerator.device), optimizer)
+    prepared, optimizer = accelerator.prepare(scorer, optimizer)
+    under: AdapterReference | None = None
+    if recipe.algorithm.kl.coef > 0 and lora:
+        under = AdapterReference(prepared, net)
+        if reference is not None:
+            under.start_from(read_adapter(reference / ADAPTER))
     updater = Updater(
         accelerator=accelerator,
         scorer=prepared,
@@ -132,7 +147,7 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
         micro_batch_tokens=recipe.trainer.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(accelerator.device.type, 16384),
         max_tokens=recipe.sampling.max_tokens,
         merge=codec.vision.merge,
-        reference=kept,
+        reference=kept or under,
     )
     return Learner(
         policy=policy,
@@ -149,7 +164,7 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
 
 def _trainable(recipe: Recipe, model: Path | None) -> tuple[TrainablePolicy, Codec]:
     """The recipe's policy, with the weights of the folder `model` where there is one. Raises `PluginError`."""
-    policy = build.build_policy(recipe, model=model)
+    policy = build.build_policy(recipe, model=model, train=True)
     if not isinstance(policy, TrainablePolicy) or not policy.trainable or policy.codec is None:
         raise PluginError(
             f"policy.backend {recipe.policy.backend!r} cannot be trained: it does not give the exact ids and log-probs of "
@@ -164,9 +179,3 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     for name, parameter in visual.named_parameters():
         part = "projector" if name.startswith("merger.") else "vision"
         parameter.requires_grad_(part not in parts)
-
-
-def make_reference(scorer: SampledTokens) -> SampledTokens:
-    """A frozen copy of what is about to be trained."""
-    reference = copy.deepcopy(scorer).eval()
-    return cast("SampledTokens", reference.requires_grad_(False))

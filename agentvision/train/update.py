@@ -32,6 +32,7 @@ from agentvision.train.losses import (
     supervised_loss,
     token_weights,
 )
+from agentvision.train.reference import Reference
 from agentvision.types import ImageHash, TextSegment
 
 _NOTHING = Example((TextSegment((0,)), TextSegment((0,), sampled=True, logprobs=(0.0,))), advantage=0.0)
@@ -91,7 +92,7 @@ class Updater:
     max_tokens: int
     """Tokens a turn may have: the length of the norm "constant"."""
     merge: int = 2
-    reference: SampledTokens | None = None
+    reference: Reference | None = None
     _features: dict[ImageHash, Tensor] = field(default_factory=dict)
     _fresh: bool = True
     """Whether the weights are those that the step began with."""

@@ -26,7 +26,7 @@ CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.truncate", "shutil.
 """Audit events of a change to a folder; those of files opened to be read are left out."""
 
 
-def attempt(folder, out, changes, die_at):
+def attempt(folder, out, more, changes, die_at):
     """One attempt, in a process of its own, which is killed just before its `die_at`-th change to the run's folder."""
     number = itertools.count(1)
 
@@ -43,13 +43,14 @@ def attempt(folder, out, changes, die_at):
     torch.set_num_threads(1)
     training._report = lambda out: None  # a view of what is there, and most of the time of so short a run
     sys.addaudithook(watch)
-    recipe = load_recipe("./small.yaml", overrides=OVERRIDES)
+    recipe = load_recipe("./small.yaml", overrides=(*OVERRIDES, *more))
     training.train(recipe, out=out, resume=(out / RESOLVED).is_file(), quiet=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_that_is_killed_at_any_moments_ends_as_one_that_is_not(tmp_path):
+@pytest.mark.parametrize("more", [(), ("model.lora.rank=4",)], ids=["weights", "adapter"])
+def test_a_run_that_is_killed_at_any_moments_ends_as_one_that_is_not(tmp_path, more):
     save_model(tmp_path / "model")
     write_recipe(tmp_path, tmp_path / "model")
     context = multiprocessing.get_context("forkserver")  # what takes long to import is imported once
@@ -61,7 +62,7 @@ def test_a_run_that_is_killed_at_any_moments_ends_as_one_that_is_not(tmp_path):
     changes = context.Value("i", 0)
 
     def run(out, *, die_at=0):
-        process = context.Process(target=attempt, args=(tmp_path, out, changes, die_at))
+        process = context.Process(target=attempt, args=(tmp_path, out, more, changes, die_at))
         process.start()
         process.join()
         return process.exitcode

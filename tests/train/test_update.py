@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from agentvision.recipe.schema import KL, Algorithm, Correction
 from agentvision.train.batch import Example
 from agentvision.train.forward import SampledTokens
-from agentvision.train.learner import freeze, make_reference
+from agentvision.train.learner import freeze
+from agentvision.train.reference import CopiedReference
 from agentvision.train.update import Updater
 from agentvision.types import TextSegment
 
@@ -37,9 +38,9 @@ def make_updater(*, algorithm=ALGORITHM, lr=0.0, micro_batch_tokens=10**6, touch
     scorer = SampledTokens(model, temperature=1.0, banned_ids=BANNED, touch_all=touch_all)
     reference = None
     if algorithm.kl.coef:
-        reference = make_reference(scorer)
+        reference = CopiedReference(scorer)
         with torch.no_grad():
-            for parameter in reference.parameters():
+            for parameter in reference.scorer.parameters():
                 parameter.mul_(1.02)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
