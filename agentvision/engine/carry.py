@@ -8,18 +8,17 @@ bytes one after another, each at a multiple of 64, and its `places` say where.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import prod
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from agentvision.engine.memory import new_memory
 from agentvision.engine.types import EngineError
 
 Bucket: TypeAlias = Sequence[tuple[str, Tensor]]
@@ -112,7 +111,7 @@ class BySharedMemory:
     @contextmanager
     def carry(self, bucket: Bucket) -> Iterator[Mapping[str, Any]]:
         places, end = laid_out(bucket)
-        with _new_memory(end) as memory:
+        with new_memory(end) as memory:
             whole = torch.frombuffer(memory.buf, dtype=torch.uint8)
             for place, (_, tensor) in zip(places, bucket, strict=True):
                 whole[place.offset : place.offset + place.bytes].copy_(bytes_of(tensor))
@@ -123,7 +122,7 @@ class BySharedMemory:
 @contextmanager
 def shows(nonce: bytes) -> Iterator[str]:
     """The name of shared memory that holds `nonce`: a worker that `sees` it can be handed tensors so."""
-    with _new_memory(len(nonce)) as memory:
+    with new_memory(len(nonce)) as memory:
         memory.buf[: len(nonce)] = nonce
         yield memory.name
 
@@ -144,23 +143,6 @@ def mapped(memory: str) -> Tensor:
     with (_SHARED / memory).open("rb") as file:
         # A private mapping: nothing written to a tensor gets out.
         return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-
-
-@contextmanager
-def _new_memory(size: int) -> Iterator[SharedMemory]:
-    """Gone when the block ends, and with this process however it ends."""
-    memory = SharedMemory(create=True, size=max(size, 1))
-    try:
-        try:
-            os.posix_fallocate(memory._fd, 0, max(size, 1))  # type: ignore[attr-defined]  # else a full one ends the process
-        except OSError as error:
-            raise EngineError(
-                f"there is no room for {size / 2**20:.0f} MiB in shared memory: enlarge /dev/shm (docker: --shm-size)"
-            ) from error
-        yield memory
-    finally:
-        memory.close()
-        memory.unlink()
 
 
 # --- the worker's side ------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 Each listens on a Unix socket in a private folder: its development routes, which weights come by, call any method of the
 engine and ask for no key, so on a port every user of the machine could. Each stands under a keeper (`_keeper.py`) that ends
-all of its processes when it dies or when this process does. One that dies or does not answer is started again, a bounded
-number of times, at the same address; what weights it then has is the pool's affair.
+all of its processes when it dies or when this process does, and then also removes what this process has no more time for: the
+folder, and weights in shared memory. One that dies or does not answer is started again, a bounded number of times, at the
+same address; what weights it then has is the pool's affair.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentvision.chat.network import on_network
+from agentvision.engine import _keeper
+from agentvision.engine.memory import PREFIX
 from agentvision.engine.types import EngineError, EngineLost
 from agentvision.engine.wire import Wire
 
 Flag: TypeAlias = str | int | float | bool | Mapping[str, Any] | Sequence[Any] | None
 
-KEEPER = Path(__file__).with_name("_keeper.py")
+KEEPER = Path(_keeper.__file__)
 MODULE = "vllm.entrypoints.openai.api_server"
 FLAGS: Mapping[str, Flag] = {
     "served-model-name": "policy",
@@ -56,6 +59,8 @@ _RANK_NAMES = [
 _RANK_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_")
 """What torchrun and accelerate tell a trainer's ranks: a server that reads it waits for a rendezvous that is not its own."""
 _LOOK_S, _ANSWER_S = 1.0, 10.0
+_SOCKETS_CHARS = 64
+"""A folder with a name of fewer has room for vLLM's own sockets: a path of one is at most 107, a name there 37."""
 _log = logging.getLogger(__name__)
 
 
@@ -123,7 +128,7 @@ class _Server:
     """One server: its process, its log, its socket."""
 
     def __init__(self, plan: ServerPlan, index: int, folder: Path, logs: Path) -> None:
-        self._plan, self._index = plan, index
+        self._plan, self._index, self._folder = plan, index, folder
         self._socket = folder / f"{index}.sock"
         self.url = f"unix://{self._socket}"
         self.log = logs / f"server-{index}.log"
@@ -132,14 +137,19 @@ class _Server:
 
     def spawn(self) -> None:
         self._socket.unlink(missing_ok=True)
-        command = [sys.executable, "-I", str(KEEPER), *self._plan.command(self._socket)]
+        command = [sys.executable, "-I", str(KEEPER), str(self._folder), PREFIX, *self._plan.command(self._socket)]
+        environment = self._plan.environment(self._index)
+        if len(str(self._folder)) < _SOCKETS_CHARS:
+            environment.setdefault(
+                "VLLM_RPC_BASE_PATH", str(self._folder)
+            )  # a server that is killed leaves its sockets
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._plan.environment(self._index),
+                env=environment,
                 start_new_session=True,  # an interrupt from the terminal is this process's to answer
             )
 
@@ -180,6 +190,8 @@ class _Server:
             assert process.stdin is not None
             process.stdin.close()  # what the keeper waits for
             await asyncio.to_thread(process.wait)
+            if process.returncode < 0:  # the keeper itself was killed
+                await asyncio.to_thread(_keeper.end_session, process.pid)
             self._process = None  # not before: who stops it next, when this one was cancelled, waits for its end too
 
     async def close(self) -> None:
@@ -201,14 +213,15 @@ class _Server:
 
 
 class Servers:
-    """Started by `start`, ended by `close` or with this process. `urls` are their addresses, the same after a restart."""
+    """Started by `start`, ended by `close` or with this process.
+
+    `urls` are their addresses, the same after a restart; before the start there are none.
+    """
 
     def __init__(self, plan: ServerPlan) -> None:
         self.plan = plan
-        self._folder = Path(tempfile.mkdtemp(prefix="agentvision-"))  # for this user alone
-        logs = plan.logs or self._folder
-        logs.mkdir(parents=True, exist_ok=True)
-        self._servers = [_Server(plan, index, self._folder, logs) for index in range(plan.count)]
+        self._folder: Path | None = None
+        self._servers: list[_Server] = []
         self._keepers: list[asyncio.Task[None]] = []
 
     @property
@@ -230,6 +243,10 @@ class Servers:
         return self.urls
 
     async def _start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="agentvision-"))  # for this user alone
+        logs = self.plan.logs or self._folder
+        logs.mkdir(parents=True, exist_ok=True)
+        self._servers = [_Server(self.plan, index, self._folder, logs) for index in range(self.plan.count)]
         for server in self._servers:
             server.spawn()
         await asyncio.gather(*(server.ready() for server in self._servers))
@@ -258,4 +275,5 @@ class Servers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)  # none starts a server after this
         await asyncio.gather(*(server.close() for server in self._servers))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -9,16 +9,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from agentvision.engine._keeper import SHARED_MEMORY
 from agentvision.engine.launch import KEEPER, ServerPlan, Servers
+from agentvision.engine.memory import PREFIX
 from agentvision.engine.types import EngineError
 from agentvision.engine.wire import Wire
 
+ROOT = Path(__file__).parents[2]
 STAND_IN = """
 import asyncio, subprocess, sys
 engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -192,7 +196,10 @@ async def test_one_that_never_answers_is_ended_at_the_deadline(tmp_path):
 
 STUBBORN = """
 import os, signal, sys, time
+from multiprocessing.shared_memory import SharedMemory
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = SharedMemory(create=True, size=1)
+open(sys.argv[1] + "-memory", "w").write(memory.name)
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(600)
 """
@@ -200,14 +207,18 @@ time.sleep(600)
 
 async def test_a_keeper_that_is_asked_twice_to_end_ends_its_group_all_the_same(tmp_path):
     file = tmp_path / "pid"
-    command = [sys.executable, "-I", str(KEEPER), sys.executable, "-c", STUBBORN, str(file)]
+    command = [sys.executable, "-I", str(KEEPER), str(tmp_path), PREFIX, sys.executable, "-c", STUBBORN, str(file)]
     keeper = subprocess.Popen(command, stdin=subprocess.PIPE)
     (pid,) = await until(lambda: engines(file))
+    memory = SHARED_MEMORY / Path(f"{file}-memory").read_text()
+    assert memory.exists()
     for _ in range(4):  # its child ignores the first, so it is at its clean-up for the whole of the grace
         keeper.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.4)
     assert await asyncio.to_thread(keeper.wait, 60) == 128 + signal.SIGTERM
     assert not alive(pid)
+    assert not memory.exists(), "SIGKILL leaves nobody of the group to remove it"
+    assert file.exists(), "the folder is its parent's while there is one"
 
 
 async def test_closing_while_one_is_started_again_leaves_nothing(tmp_path):
@@ -229,30 +240,108 @@ async def test_one_that_is_stopped_as_it_starts_is_not_waited_for(tmp_path):
     plan = StandIn("", logs=tmp_path, start_s=600, code="import time; time.sleep(600)")
     servers = Servers(plan)
     starting = asyncio.create_task(servers.start())
-    await until(lambda: servers.pids[0])
+    await until(lambda: any(servers.pids))
     await servers.close()
     with pytest.raises(EngineError, match="as it started"):
         await starting
 
 
-async def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
-    code = f"""
+async def test_one_whose_keeper_is_killed_is_started_again_and_the_old_one_ends(tmp_path):
+    servers = Servers(StandIn(str(tmp_path / "pids"), logs=tmp_path))
+    (url,) = await servers.start()
+    try:
+        (engine,) = engines(tmp_path / "pids")
+        (keeper,) = servers.pids
+        os.kill(keeper, signal.SIGKILL)
+        await until(lambda: len(engines(tmp_path / "pids")) == 2)
+        assert not alive(engine)
+        while not await answers(url):
+            await asyncio.sleep(0.05)
+    finally:
+        await servers.close()
+    assert not any(map(alive, engines(tmp_path / "pids")))
+
+
+PARENT = """
 import asyncio, sys
 from pathlib import Path
+from agentvision.engine.memory import new_memory
 from tests.engine.test_launch import StandIn, Servers
 async def main():
-    await Servers(StandIn({str(tmp_path / "pids")!r}, count=2, logs=Path({str(tmp_path)!r}))).start()
-    print("started", flush=True)
-    await asyncio.sleep(600)
+    servers = Servers(StandIn(sys.argv[1], count=2, logs=Path(sys.argv[2])))
+    urls = await servers.start()
+    with new_memory(1) as memory:
+        print(urls[0].removeprefix("unix://"), memory.name, flush=True)
+        await asyncio.sleep(600)
 asyncio.run(main())
 """
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2], start_new_session=True
-    )
+
+
+async def test_nothing_is_left_when_the_parent_is_killed(tmp_path):
+    """Nor when all that stands in its group is, as with Python's own guard of shared memory."""
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "pids"), str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True)
     assert parent.stdout is not None
-    assert await asyncio.to_thread(parent.stdout.readline) == b"started\n"
+    socket, name = (await asyncio.to_thread(parent.stdout.readline)).decode().split()
     pids = engines(tmp_path / "pids")
     assert len(pids) == 2 and all(map(alive, pids))
-    parent.kill()
+    folder, memory = Path(socket).parent, SHARED_MEMORY / name
+    assert folder.exists() and memory.exists()
+    os.killpg(parent.pid, signal.SIGKILL)
     parent.wait()
     await until(lambda: not any(map(alive, pids)))
+    await until(lambda: not folder.exists() and not memory.exists())
+
+
+INTERRUPTED = """
+import asyncio, os, signal, sys, time
+from pathlib import Path
+from agentvision._workers import ctrl_c_raises, run_sync
+from tests.engine.test_launch import STAND_IN, StandIn, Servers
+
+folder, delays = Path(sys.argv[1]), [float(word) for word in sys.argv[2:]]
+
+MUTE = 'import os, sys, time; print(os.getpid(), file=open(sys.argv[2], "a")); time.sleep(600)'
+
+async def begin(code):
+    with ctrl_c_raises():
+        run_sync(Servers(StandIn(str(folder / "pids"), count=2, logs=folder, code=code)).start)
+    time.sleep(0.3)  # as where a model is loaded
+    await asyncio.sleep(600)
+
+def child(code):
+    try:
+        asyncio.run(begin(code))
+    except KeyboardInterrupt:
+        os._exit(130)
+
+children = []
+for number in range(len(delays)):
+    if not (pid := os.fork()):
+        child(MUTE if number % 2 else STAND_IN)
+    children.append(pid)
+began = time.monotonic()
+for pid, delay in zip(children, delays):
+    time.sleep(max(0, began + delay - time.monotonic()))
+    os.kill(pid, signal.SIGINT)
+print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children], flush=True)
+"""
+
+
+async def test_an_interrupt_at_any_moment_of_the_start_leaves_nothing(tmp_path):
+    """Before there is a server, while they start (half of them for ever), and when they have."""
+    count = 12
+    with tempfile.TemporaryDirectory(prefix="av-") as place:  # sockets want a short path
+        delays = [f"{0.05 + 0.1 * k:g}" for k in range(count)]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", INTERRUPTED, str(tmp_path), *delays],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": place},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout.strip() == str([130] * count), done.stderr
+        await until(lambda: not any(map(alive, engines(tmp_path / "pids"))))
+        await until(lambda: not list(Path(place).iterdir()))

@@ -19,6 +19,8 @@ from .asks import ask_of
 
 TINY = model_path("package://tiny-vlm")
 CPU_FLAGS = {
+    # By its short name, "uni", vLLM takes "mp" instead, with a third process that imports everything once more.
+    "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
     "dtype": "float32",
     "max_model_len": 1024,
     "max_num_seqs": 32,
@@ -26,7 +28,12 @@ CPU_FLAGS = {
     "kv_cache_memory_bytes": 64 << 20,
     "limit_mm_per_prompt": {"image": 4, "video": 0},
 }
-CPU_ENV = {"TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+CPU_ENV = {
+    "TORCH_COMPILE_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all servers take the same core
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
