@@ -1,21 +1,30 @@
 """The real vLLM behind an endpoint and a pool: one server of the tiny model, started once."""
 
 import asyncio
+import itertools
+from contextlib import nullcontext
 
 import httpx
 import pytest
 import torch
 
 from agentvision.build import model_path
+from agentvision.engine import sync
+from agentvision.engine.carry import BySharedMemory
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.pool import Pool
+from agentvision.engine.sync import Weights
+from agentvision.engine.types import SyncError
 from agentvision.policies.transformers import load_model
+from agentvision.policies.vllm import VLLMPolicy
 from agentvision.tokens import Codec, trainer_ids
 from agentvision.types import Message, TextSegment
 
 from ..policies.policy_cases import Talk, picture, recorded_logprobs, uncached_logprobs
+from ..policies.vllm_cases import answers_of, talk_of
 from .asks import ask_of
+from .faulty_network import FaultyNetwork
 
 TINY = model_path("package://tiny-vlm")
 CPU_FLAGS = {
@@ -123,3 +132,94 @@ async def test_what_is_too_long_is_impossible_and_a_pool_says_so(url, tiny):
     with pytest.raises(ValueError, match="room for -"):
         await pool.sample(ask_of(talk))
     await pool.close()
+
+
+# --- new weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def policy(url, tiny):
+    model = load_model(TINY, dtype=torch.float32, device="cpu", attn="sdpa", revision=None, trust_remote_code=False)
+    policy = VLLMPolicy(Pool([Endpoint(url, codec=tiny)]), tiny, load=lambda: model)
+    policy._sync.bucket_bytes = 1 << 20
+    yield policy
+    await policy.close()
+
+
+@pytest.fixture(params=["shared memory", "network"])
+def way(request, monkeypatch):
+    """How the weights go: a worker that looks for memory that is gone takes the trainer for another machine's."""
+    if request.param == "network":
+        monkeypatch.setattr(sync, "shows", lambda nonce: nullcontext("of-another-machine"))
+    return request.param
+
+
+def change(policy):
+    """Other weights than those that the server has, whoever brought them."""
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(1 + 0.02 * torch.rand(()))
+
+
+async def says_what_the_module_computes(policy):
+    gap, versions = await answers_of(policy, [talk_of(policy, images=2), talk_of(policy, images=0)])
+    assert gap < 1e-4 and versions == {policy.version}
+
+
+async def test_after_a_sync_the_server_says_what_the_module_computes(policy, way, monkeypatch):
+    told = []
+    update = Endpoint.update_weights
+    monkeypatch.setattr(Endpoint, "update_weights", lambda self, info: (told.append(info), update(self, info))[1])
+    for version in (1, 2):
+        change(policy)
+        await policy.weights_changed(version)
+        await says_what_the_module_computes(policy)
+    assert policy.syncs_failed == 0 and len(told) > 6
+    assert all(("lent" in info) == (way == "network") for info in told)
+
+
+@pytest.mark.parametrize("fault", ["broken", "flipped"])
+async def test_a_network_that_fails_in_the_middle_of_a_sync_costs_a_second_try(policy, monkeypatch, fault):
+    monkeypatch.setattr(sync, "shows", lambda nonce: nullcontext("of-another-machine"))
+    update = Endpoint.update_weights
+    with FaultyNetwork() as network:
+        buckets = itertools.count()
+
+        def detoured(self, info):
+            if next(buckets) == 5:
+                network.spoil(fault)
+            return update(self, network.detour(info))
+
+        monkeypatch.setattr(Endpoint, "update_weights", detoured)
+        change(policy)
+        await policy.weights_changed(3)
+    assert network.spoilt == fault and policy.syncs_failed == 1
+    await says_what_the_module_computes(policy)
+
+
+async def test_an_update_that_its_trainer_left_in_the_middle_does_not_bar_the_next(policy, way):
+    change(policy)
+    weights = Weights.of(policy.model, version=4)
+    await policy.engine.ready()
+    (endpoint,) = policy.engine.controls()
+    await endpoint.pause()
+    await endpoint.start_weight_update()
+    for bucket in itertools.islice(sync.buckets(weights.stream(), 1 << 20), 5):
+        with BySharedMemory().carry(bucket) as info:
+            await endpoint.update_weights(info)
+    change(policy)
+    await policy.weights_changed(5)
+    assert policy.syncs_failed == 0
+    await says_what_the_module_computes(policy)
+
+
+async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy, way):
+    other = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
+    await policy.engine.ready()
+    (endpoint,) = policy.engine.controls()
+    with pytest.raises(SyncError, match=r"version 6 did not get to worker 0: \w+: .*no_such_part"):
+        await policy._sync.send(Weights.of(other, version=6), endpoint)
+    change(policy)
+    await policy.weights_changed(7)
+    assert policy.syncs_failed == 0
+    await says_what_the_module_computes(policy)
