@@ -3,7 +3,8 @@
     python bench/chaos_sync.py
 
 One tensor is dropped, has one bit flipped, or has its name swapped with another of its shape; or the caches of prefixes or of
-image features are not reset. Weights, tensor and bit are drawn anew each time. A fault is found when the sync or its probe
+image features are not reset. Then the same weights go over a network that refuses a connection, resets it, cuts it short, stalls
+or flips a bit. Weights, tensor and bit are drawn anew each time. A fault is found when the sync or its probe
 raises; after each the next sync must bring the engine back, and the module must score its turns as it said.
 """
 
@@ -15,6 +16,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,14 +24,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the faults and the conversations are the tests'
 
-from agentvision.engine.sync import Weights  # noqa: E402
+from agentvision.engine import lend  # noqa: E402
+from agentvision.engine.sync import Sync, Weights, buckets  # noqa: E402
 from agentvision.engine.types import SyncError  # noqa: E402
 from agentvision.policies.vllm import VLLMPolicy  # noqa: E402
 from tests.engine.faulty import FAULTS, Faulty  # noqa: E402
+from tests.engine.faulty_network import NETWORK_FAULTS, Distant, FaultyNetwork  # noqa: E402
 from tests.policies.vllm_cases import answers_of, make_policy, talk_of  # noqa: E402
 
 TIMES = 100
 MAX_GAP = 1e-4
+BUCKET_BYTES = 1 << 20
+STALL_S = 0.3
 
 
 async def spoil(times: int) -> dict[str, Any]:
@@ -60,8 +66,44 @@ async def spoil(times: int) -> dict[str, Any]:
             syncs.append(time.perf_counter() - began)
             gap, _ = await answers_of(policy, [talk_of(policy, images=k % 3, seed=k)])
             counts[fault]["healed"] += gap < MAX_GAP
+    results = {"faults": counts, "sync_s": median(syncs), **await _spoil_network(policy, start, draw, times)}
     await policy.close()
-    return {"faults": counts, "sync_s": sorted(syncs)[len(syncs) // 2]}
+    return results
+
+
+async def _spoil_network(
+    policy: VLLMPolicy, start: list[torch.Tensor], draw: random.Random, times: int
+) -> dict[str, Any]:
+    sync = Sync(bucket_bytes=BUCKET_BYTES)
+    counts = {fault: {"times": 0, "found": 0, "healed": 0} for fault in NETWORK_FAULTS}
+    syncs = []
+    lend.STALL_S = STALL_S  # else stalls alone take half an hour
+    with FaultyNetwork() as network:
+        sent = list(buckets(Weights.of(policy.model, version=0).stream(), BUCKET_BYTES))
+        engine = Distant(policy.engine, network, buckets=len(sent))
+        for fault in NETWORK_FAULTS:
+            for k in range(times):
+                version = policy.version + 1
+                _change(policy, start, draw)
+                weights = Weights.of(policy.model, version=version)
+                engine.spoil(fault)
+                try:
+                    await sync.send(weights, engine)
+                    await policy._check_probe(weights, engine, policy.model)
+                except SyncError:
+                    counts[fault]["found"] += 1
+                if network.spoilt != fault:
+                    raise RuntimeError(f"the fault {fault!r} was not made")
+                network.spoilt = ""
+                counts[fault]["times"] += 1
+                began = time.perf_counter()
+                await sync.send(weights, engine)
+                await policy._check_probe(weights, engine, policy.model)
+                syncs.append(time.perf_counter() - began)
+                policy._version = version
+                gap, _ = await answers_of(policy, [talk_of(policy, images=k % 3, seed=k)])
+                counts[fault]["healed"] += gap < MAX_GAP
+    return {"network_faults": counts, "network_sync_s": median(syncs), "network_buckets": len(sent)}
 
 
 def _change(policy: VLLMPolicy, start: list[torch.Tensor], draw: random.Random) -> None:
@@ -78,11 +120,13 @@ def measure(*, times: int = TIMES) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The figures as they stand in docs/results.md."""
     lines = ["| fault | times | found before anything was sampled | next sync heals |", "|---|---|---|---|"]
-    for fault, n in results["faults"].items():
+    network = {f"network: {fault}": n for fault, n in results["network_faults"].items()}
+    for fault, n in (results["faults"] | network).items():
         lines.append(f"| {fault} | {n['times']} | {n['found']} | {n['healed']} |")
     lines += [
         "",
-        f"A sync of the tiny model with its proof and probe takes {1000 * results['sync_s']:.0f} ms (median).",
+        f"A sync of the tiny model with its proof and probe takes {1000 * results['sync_s']:.0f} ms (median), over "
+        f"the network in {results['network_buckets']} buckets {1000 * results['network_sync_s']:.0f} ms.",
     ]
     return "\n".join(lines)
 

@@ -46,8 +46,10 @@ def test_the_recipe_on_policies_is_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", blocks("rollouts.md", "yaml"))
 def test_the_policies_on_rollouts_are_in_order(text: str, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text(f"extends: visionthink\nname: own\n{text}", encoding="utf-8")
-    assert not list(problems(load_recipe(str(tmp_path / "own.yaml"), profile="tiny")))
+    whole = text if text.startswith("extends:") else f"extends: visionthink\nname: own\n{text}"
+    (tmp_path / "own.yaml").write_text(whole, encoding="utf-8")
+    for profile in (None, "tiny"):
+        assert not list(problems(load_recipe(str(tmp_path / "own.yaml"), profile=profile)))
 
 
 def test_the_commands_on_rewards_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,35 @@ class FaultyNetwork:
             worker.shutdown(socket.SHUT_WR)
 
 
+class Distant:
+    """An engine that does not see the trainer's shared memory and is behind a network; everything else is the engine's.
+
+    A fault that the network is told of by `spoil` is made at one of the next buckets.
+    """
+
+    def __init__(self, engine: Any, network: FaultyNetwork, *, buckets: int) -> None:
+        self._engine, self._network, self._buckets = engine, network, buckets
+        self._random = random.Random(buckets)
+        self._fault: str | None = None
+        self._left = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def spoil(self, fault: str) -> None:
+        self._fault, self._left = fault, self._random.randrange(self._buckets)
+
+    async def call_worker(self, method: str, **kwargs: str) -> Any:
+        return ["false"] if method == "agentvision_sees" else await self._engine.call_worker(method, **kwargs)
+
+    async def update_weights(self, info: Mapping[str, Any]) -> None:
+        if self._fault is not None and not self._left:
+            self._network.spoil(self._fault)
+            self._fault = None
+        self._left -= 1
+        await self._engine.update_weights(self._network.detour(info))
+
+
 def _until_head(connection: socket.socket) -> bytes:
     data = b""
     while _HEAD not in data:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from agentvision.engine import lend
 from agentvision.engine.probe import gap_of
 from agentvision.engine.sync import Sync, Weights, buckets
 from agentvision.engine.types import SyncError
@@ -17,6 +18,7 @@ from agentvision.types import TextSegment
 from ..policies.vllm_cases import answers_of, make_policy, talk_of
 from .asks import ask_of
 from .faulty import FAULTS, Faulty
+from .faulty_network import NETWORK_FAULTS, Distant, FaultyNetwork
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,28 @@ async def test_other_weights_under_the_right_digests_are_found_by_what_they_say(
     with pytest.raises(SyncError, match="is not what the trainer's module computes"):
         await policy._check_probe(weights, policy.engine, other)
     await policy.weights_changed(version)
+
+
+@pytest.mark.parametrize("fault", NETWORK_FAULTS)
+async def test_a_fault_of_the_network_is_found_and_the_next_sync_over_it_heals(policy, monkeypatch, fault):
+    monkeypatch.setattr(lend, "STALL_S", 0.3)
+    sync = Sync(bucket_bytes=1 << 20)
+    with FaultyNetwork(seed=NETWORK_FAULTS.index(fault)) as network:
+        engine = Distant(policy.engine, network, buckets=8)
+        for _ in range(2):
+            nudge(policy.model)
+            weights = Weights.of(policy.model, version=policy.version + 1)
+            engine.spoil(fault)
+            with pytest.raises(
+                SyncError, match="arrived changed" if fault == "flipped" else "the trainer at 127.0.0.1"
+            ):
+                await sync.send(weights, engine)
+            assert network.spoilt == fault
+            await sync.send(weights, engine)
+            await policy._check_probe(weights, engine, policy.model)
+            policy._version = weights.version
+            gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
+            assert gap < 1e-4
 
 
 async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
