@@ -15,6 +15,7 @@ import json
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,8 +55,7 @@ async def spoil(times: int) -> dict[str, Any]:
             engine.spoil(fault)
             try:
                 weights = Weights.of(policy.model, version=version)
-                await policy._sync.send(weights, engine)
-                await policy._check_probe(weights, engine, policy.model)
+                await policy._sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
             except SyncError:
                 counts[fault]["found"] += 1
             if engine.spoilt != fault:
@@ -88,8 +88,7 @@ async def _spoil_network(
                 weights = Weights.of(policy.model, version=version)
                 engine.spoil(fault)
                 try:
-                    await sync.send(weights, engine)
-                    await policy._check_probe(weights, engine, policy.model)
+                    await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
                 except SyncError:
                     counts[fault]["found"] += 1
                 if network.spoilt != fault:
@@ -97,8 +96,7 @@ async def _spoil_network(
                 network.spoilt = ""
                 counts[fault]["times"] += 1
                 began = time.perf_counter()
-                await sync.send(weights, engine)
-                await policy._check_probe(weights, engine, policy.model)
+                await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
                 syncs.append(time.perf_counter() - began)
                 policy._version = version
                 gap, _ = await answers_of(policy, [talk_of(policy, images=k % 3, seed=k)])

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import httpx
 import torch
-from torch import distributed
+
+from agentvision.engine.ranks import ranks
 
 from agentvision.engine.lend import address_of
 
@@ -69,10 +70,13 @@ def problems(
                 "reach this machine"
             )
     if placement == "colocate" and ranks() > 1:
-        yield (
-            f"policy.placement 'colocate' has its engine in the one training process, and there are {ranks()}; "
-            "take 'separate' (servers on GPUs of their own) or 'server'"
-        )
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if int(engine.get(name) or 1) > 1:
+                yield (
+                    f"policy.options.engine.{name}={engine[name]!r} cannot be: there are {ranks()} training processes, and with "
+                    "policy.placement 'colocate' each has an engine of its own, on its own device; leave it out, or take "
+                    "'separate' (servers on GPUs of their own)"
+                )
     if device != "cpu" and device != "auto" and not torch.cuda.is_available():
         yield f"model.device is {device!r}, and torch sees no GPU here; take 'auto' or 'cpu'"
     if devices and len(devices) != servers:
@@ -92,13 +96,3 @@ def problems(
             yield f"policy.options.engine.{name}: set {_OURS[name]} instead"
         if name in _NEEDED:
             yield f"policy.options.engine.{name} cannot be set: exact ids, log-probs and weights depend on it"
-
-
-def ranks() -> int:
-    """Training processes."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def rank() -> int:
-    """This one's number among them."""
-    return distributed.get_rank() if ranks() > 1 else 0

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
-from torch import distributed, nn
+from torch import nn
 
 from agentvision._workers import run_sync
 from agentvision.chat.network import on_network
@@ -28,11 +30,12 @@ from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
+from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
-from agentvision.errors import PluginError, first_line
-from agentvision.policies._vllm_settings import Placement, problems, rank, ranks
+from agentvision.errors import AgentVisionError, PluginError, first_line
+from agentvision.policies._vllm_settings import Placement, problems
 from agentvision.policies.transformers import Attention, load_model
 from agentvision.policy import Completion, Request
 from agentvision.seeds import seed_for
@@ -42,6 +45,21 @@ _log = logging.getLogger(__name__)
 
 _TRIES = 2
 """A sync that fails is tried once more; a fault that stays stops the run."""
+
+Agreement: TypeAlias = Callable[[EngineError | None], Awaitable[list[EngineError]]]
+"""From what became of a try (None: it is proven) to the errors of all that try together."""
+
+
+async def _alone(error: EngineError | None) -> list[EngineError]:
+    return [error] if error is not None else []
+
+
+async def _of_all(error: EngineError | None) -> list[EngineError]:
+    """Of all ranks, each with its rank's number."""
+    if ranks() == 1:
+        return await _alone(error)
+    told = await in_thread(lambda: told_by_all(error))
+    return [type(e)(f"rank {number}: {e}") for number, e in enumerate(told) if e is not None]
 
 
 class VLLMPolicy:
@@ -156,7 +174,7 @@ class VLLMPolicy:
         started: Servers | None = None
         made: Engine
         if placement == "colocate":
-            made = InProcessEngine(settings, codec)
+            made = _in_process(settings, codec)
         else:
             if placement == "separate":
                 started, endpoints = _start(settings, servers, devices)
@@ -248,28 +266,37 @@ class VLLMPolicy:
     async def weights_changed(self, version: int) -> None:
         """Bring the engine to the module's weights. Raises `SyncError` when that cannot be proven, and keeps the version.
 
-        Of several servers one must succeed; the others get no turns until they have these weights too.
+        Of several servers one must succeed; the others get no turns until they have these weights too. Of several ranks'
+        engines all must: what fails on one is raised on all.
         """
-        pool = self.engine if isinstance(self.engine, Pool) else None
-        if isinstance(self.engine, InProcessEngine):
-            await self.engine.wake()
-        problem: str | None = None
-        if pool is not None and rank() > 0:
-            if is_sharded(self.model):
-                for _ in parameters_of(self.model, None):
-                    """Only so that the first rank, which sends them, gets them whole."""
+        if isinstance(self.engine, Pool):
+            await self._to_servers(version, self.engine)
         else:
-            try:
-                await self._send_all(await self._weights(version, copy=pool is not None), pool)
-            except EngineError as error:
-                if ranks() == 1:
-                    raise
-                problem = str(error)
-        if ranks() > 1 and (problem := await asyncio.to_thread(_told_by_first, problem)) is not None:
-            raise SyncError(problem)
-        if pool is not None and rank() > 0:
-            await pool.expect(version)
+            weights = await self._weights(version, copy=False)
+            for control in self.engine.controls():
+                await self._send(weights, control, self.model, agreed=_of_all)
         self._version = version
+
+    async def _to_servers(self, version: int, pool: Pool) -> None:
+        """The first rank brings the weights; the others ask no turns until they hear of it."""
+        first = rank() == 0
+        error: EngineError | None = None
+        if not first:
+            await pool.hold()
+        if ranks() > 1:
+            await in_thread(lambda: told_by_all(None))  # all hold
+        if first:
+            try:
+                weights = await self._weights(version, copy=True)
+                await on_network(self._bring(pool, weights))
+            except EngineError as raised:
+                error = raised
+        elif is_sharded(self.model):
+            for _ in parameters_of(self.model, None):
+                """Only so that the first rank, which sends them, gets them whole."""
+        await in_thread(lambda: raise_any(error))
+        if not first:
+            await pool.expect(version)
 
     async def _weights(self, version: int, *, copy: bool) -> Weights:
         """Servers may need the weights again later, when the trainer has moved on: theirs are a copy."""
@@ -277,14 +304,7 @@ class VLLMPolicy:
         def make() -> Weights:
             return Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=copy)
 
-        return make() if is_sharded(self.model) else await asyncio.to_thread(make)
-
-    async def _send_all(self, weights: Weights, pool: Pool | None) -> None:
-        if pool is not None:
-            await on_network(self._bring(pool, weights))
-            return
-        for control in self.engine.controls():
-            await self._send(weights, control, self.model)
+        return make() if is_sharded(self.model) else await in_thread(make)
 
     async def _bring(self, pool: Pool, weights: Weights) -> None:
         """All servers that serve; on the network's loop, where those that come back are brought to them too."""
@@ -304,23 +324,41 @@ class VLLMPolicy:
                 raise errors[0]
             self._current = weights
 
-    async def _send(self, weights: Weights, control: Control, model: nn.Module | None = None) -> None:
-        """Sync one engine; with the module that the weights are of, what it computes is compared too."""
+    async def _send(
+        self, weights: Weights, control: Control, model: nn.Module | None = None, *, agreed: Agreement = _alone
+    ) -> None:
+        """Sync one engine; with the module that the weights are of, what it computes is compared too.
+
+        A try counts when `agreed`, which is told what became of it, has no errors: several ranks try together.
+        """
         for left in reversed(range(_TRIES)):
-            try:
-                await self._sync.send(weights, control)
-                await self._check_probe(weights, control, model)
-                break
-            except SyncError as error:
-                self.syncs_failed += 1
-                _log.warning("A sync of weights failed%s: %s", "" if left else " again", first_line(error))
-                if not left:
+            error = await self._try(weights, control, model)
+            errors = await agreed(error)
+            if not errors:
+                return
+            self.syncs_failed += 1
+            _log.warning("A sync of weights failed%s: %s", "" if left else " again", first_line(errors[0]))
+            if not left or not all(isinstance(e, SyncError) for e in errors):
+                if error is None or isinstance(error, SyncError):  # else it is gone
                     with suppress(EngineError):
                         await control.pause()  # nothing is sampled from weights that nobody knows
-                    raise
+                raise error or errors[0]
+
+    async def _try(self, weights: Weights, control: Control, model: nn.Module | None) -> EngineError | None:
+        tensors = weights.stream()
+        try:
+            probe = partial(self._check_probe, weights, control, model)
+            await self._sync.send(replace(weights, stream=lambda: tensors), control, probe)
+        except EngineError as error:
+            return error
+        finally:
+            if model is not None and is_sharded(model):
+                for _ in tensors:
+                    """All ranks together gather them: whatever became of this one's try, the others wait for its part."""
+        return None
 
     async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
-        sampled = await control.sample(self._probe.ask())
+        sampled = await control.sample_alone(self._probe.ask())
         if sampled.cached_tokens:
             raise SyncError(
                 f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "
@@ -345,7 +383,7 @@ class VLLMPolicy:
         None where there is neither: shards that only all ranks together can compute with.
         """
         if model is not None and not is_sharded(model):
-            return (await asyncio.to_thread(self._probe.gap, model, sampled)).mean
+            return (await in_thread(lambda: self._probe.gap(model, sampled))).mean
         version, proven = self._proven
         if version != weights.version or proven is None:
             return None
@@ -373,11 +411,29 @@ def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Picture
     return Endpoint(url, codec=codec, pictures=pictures, api_key=os.environ[api_key_env] if api_key_env else None)
 
 
+def _in_process(settings: EngineSettings, codec: Codec) -> InProcessEngine:
+    """Every rank's own engine. Raises on all what any raises, and then none is left."""
+    engine: InProcessEngine | None = None
+    error: AgentVisionError | None = None
+    try:
+        engine = InProcessEngine(settings, codec)
+    except AgentVisionError as raised:
+        error = raised
+    try:
+        raise_any(error)
+    except AgentVisionError:
+        if engine is not None:
+            run_sync(engine.close)
+        raise
+    assert engine is not None
+    return engine
+
+
 def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tuple[Servers | None, Sequence[str]]:
     """Start servers, on the first rank; their addresses, on all. Raises `EngineError` on all."""
     servers: Servers | None = None
     urls: Sequence[str] = ()
-    problem: str | None = None
+    error: EngineError | None = None
     if rank() == 0:
         plan = ServerPlan(
             settings.path, count=count, devices=tuple(devices), flags=settings.flags(), env=settings.environment()
@@ -385,19 +441,7 @@ def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tupl
         servers = Servers(plan)
         try:
             urls = run_sync(servers.start)
-        except EngineError as error:
-            if ranks() == 1:
-                raise
-            problem = str(error)
-    if ranks() > 1:
-        urls, problem = _told_by_first((urls, problem))
-    if problem is not None:
-        raise EngineError(problem)
-    return servers, urls
-
-
-def _told_by_first(value: Any) -> Any:
-    """The first rank's value, on all of them: they wait for it, and hear of its failure too."""
-    told = [value]
-    distributed.broadcast_object_list(told)
-    return told[0]
+        except EngineError as raised:
+            error = raised
+    raise_any(error)
+    return servers, told_by_first(urls)

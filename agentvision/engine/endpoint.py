@@ -180,6 +180,17 @@ class Endpoint:
             cached_tokens=said[0].cached_tokens,
         )
 
+    async def sample_alone(self, ask: Ask) -> Sampled:
+        """The server itself is resumed for it; what this process asks of it waits here until `resume`."""
+        return await on_network(self._sample_alone(ask))
+
+    async def _sample_alone(self, ask: Ask) -> Sampled:
+        await self._control("POST", "/resume")
+        part = await self._sample_part(self._fitted(ask), ())
+        if part.aborted:
+            raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
+        return Sampled(part.ids, part.logprobs, part.versions, token_count(ask.segments), part.cached_tokens)
+
     def _fitted(self, ask: Ask) -> Ask:
         if self.info is None or self.info.max_model_len is None:
             return ask
@@ -299,10 +310,18 @@ class Endpoint:
         await on_network(self._pause())
 
     async def _pause(self) -> None:
-        self._going.clear()
-        self._pauses += 1
+        self.hold()
         async with self._ordering:
             await self._control("POST", "/pause?mode=abort&clear_cache=false")
+
+    def hold(self) -> None:
+        """Ask no further turns until `release`: the process that brings weights is about to pause the server."""
+        self._going.clear()
+        self._pauses += 1
+
+    def release(self) -> None:
+        self._going.set()
+        self.on_resume(None)
 
     async def resume(self) -> None:
         await on_network(self._resume())

@@ -18,11 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+from torch import distributed
+
 from agentvision.engine.part import joined, spans_told
 from agentvision.engine.prompt import prompt_of
+from agentvision.engine.ranks import in_thread
 from agentvision.engine.settings import EngineSettings
-from agentvision.engine.start import started
-from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled
+from agentvision.engine.start import ended, started
+from agentvision.engine.types import Ask, BrokenNumbers, Control, EngineError, EngineLost, Sampled
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
 from agentvision.seeds import seed_for
@@ -81,6 +85,8 @@ class InProcessEngine(Control):
             )
         self.settings = settings
         self._codec = codec
+        self._makes_world = not distributed.is_initialized()
+        self._gpu = settings.gpu
         self._engine = started(settings)
         InProcessEngine._alive = True
         self._changed = threading.Condition()
@@ -102,20 +108,10 @@ class InProcessEngine(Control):
 
     async def sample(self, ask: Ask) -> Sampled:
         """One turn. Raises `ValueError` when there is no room for it, `EngineLost` when the engine has failed."""
-        room = self.settings.context_tokens - token_count(ask.segments)
-        if ask.max_tokens < 1 or room < 1:
-            raise ValueError(
-                f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
-                f"{token_count(ask.segments)} of the engine's {self.settings.context_tokens}"
-            )
-        for segment in ask.segments:
-            if isinstance(segment, ImageSegment) and not self._codec.has_pixels(segment.image):
-                await asyncio.to_thread(self._codec.pixels, ask.store, segment.image)  # not on the engine's thread
-        loop = asyncio.get_running_loop()
+        await self._prepare(ask)
         with self._changed:
             self._refuse_if_gone()
-            self._count += 1
-            ticket = _Ticket(f"{ask.session}/{ask.turn}#{self._count}", ask, loop, loop.create_future())
+            ticket = self._ticket(ask)
             self._arrived.append(ticket)
             self._wake()
         try:
@@ -125,6 +121,23 @@ class InProcessEngine(Control):
                 self._left.append(ticket)
                 self._changed.notify_all()
             raise
+
+    async def _prepare(self, ask: Ask) -> None:
+        room = self.settings.context_tokens - token_count(ask.segments)
+        if ask.max_tokens < 1 or room < 1:
+            raise ValueError(
+                f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
+                f"{token_count(ask.segments)} of the engine's {self.settings.context_tokens}"
+            )
+        for segment in ask.segments:
+            if isinstance(segment, ImageSegment) and not self._codec.has_pixels(segment.image):
+                await asyncio.to_thread(self._codec.pixels, ask.store, segment.image)  # not on the engine's thread
+
+    def _ticket(self, ask: Ask) -> _Ticket:
+        """Called with the lock held."""
+        self._count += 1
+        loop = asyncio.get_running_loop()
+        return _Ticket(f"{ask.session}/{ask.turn}#{self._count}", ask, loop, loop.create_future())
 
     async def release(self, session: str) -> None:
         """Nothing is kept by session: prefixes age out of the cache by themselves."""
@@ -152,6 +165,27 @@ class InProcessEngine(Control):
 
     # --- control ------------------------------------------------------------------------------------------------------
 
+    async def sample_alone(self, ask: Ask) -> Sampled:
+        await self._prepare(ask)
+        with self._changed:
+            ticket = self._ticket(ask)
+
+        def sample() -> None:
+            if self._running:
+                raise EngineError(
+                    "turns are in the engine: a turn is sampled alone after a pause and a reset of the caches"
+                )
+            self._add(ticket)
+            try:
+                while ticket.key in self._running:
+                    self._deliver(self._engine.step())
+            finally:
+                if self._running.pop(ticket.key, None) is not None:  # a step failed
+                    self._engine.abort_request([ticket.engine_id], internal=True)
+
+        await self._do(sample)
+        return await ticket.future
+
     async def pause(self) -> None:
         with self._changed:
             self._paused = True
@@ -162,6 +196,9 @@ class InProcessEngine(Control):
             self._changed.notify_all()
 
     async def start_weight_update(self) -> None:
+        if self._asleep:
+            await self._do(self._engine.wake_up)
+            self._asleep = False
         await self._rpc("start_weight_update")
 
     async def update_weights(self, info: Mapping[str, Any]) -> None:
@@ -191,17 +228,11 @@ class InProcessEngine(Control):
         return await self._do(self._engine.get_weight_version)
 
     async def sleep(self) -> None:
-        """Give the device's memory up: weights and caches. On a CPU there is none to give up, and it only stops."""
+        """Give the device's memory up, weights and caches, until the next sync. On a CPU there is none, and it only stops."""
         if self.settings.sleeps and not self._asleep:
             await self.pause()
             await self._do(lambda: self._engine.sleep(level=2, mode="keep"))
             self._asleep = True
-
-    async def wake(self) -> None:
-        """Take the memory again. The weights are rubbish, and nothing is sampled, until the next sync."""
-        if self._asleep:
-            await self._do(self._engine.wake_up)
-            self._asleep = False
 
     async def close(self) -> None:
         """Fail what still waits, end the thread and free the engine."""
@@ -214,7 +245,7 @@ class InProcessEngine(Control):
             if worker.is_alive():
                 _log.error("vLLM's engine hangs in a step and is left behind.")
                 return
-        await asyncio.to_thread(self._engine.engine_core.shutdown)
+        await in_thread(lambda: ended(self._engine, world=self._makes_world))
         InProcessEngine._alive = False
 
     async def _rpc(self, method: str, **kwargs: Any) -> Sequence[Any]:
@@ -252,9 +283,11 @@ class InProcessEngine(Control):
     def _serve(self) -> None:
         failure: Exception = EngineLost("the engine is closed")
         try:
+            if self._gpu is not None:  # each thread has a current device of its own
+                torch.cuda.set_device(self._gpu)
             while self._take():
                 self._deliver(self._engine.step())
-        except BaseException as error:  # vLLM ends with SystemExit as well
+        except BaseException as error:
             failure = EngineLost(f"the engine has failed: {first_line(error)}")
             failure.__cause__ = error
         with self._changed:
@@ -281,8 +314,10 @@ class InProcessEngine(Control):
             for errand in errands:
                 try:
                     _resolve(errand, result=errand.do())
-                except Exception as error:
+                except BaseException as error:  # vLLM ends with SystemExit as well
                     _resolve(errand, error=_as_engine_error(error))
+                    if not isinstance(error, Exception):
+                        raise
             for ticket in arrived:
                 if not ticket.future.done():  # its caller may have left while it waited
                     self._add(ticket)
@@ -364,7 +399,9 @@ class InProcessEngine(Control):
         said = output.outputs[0]
         ids, logprobs = tuple(said.token_ids), tuple(said.logprobs.logprobs)
         if bad := [p for p in logprobs if not (math.isfinite(p) and p > BAN)]:
-            raise EngineError(f"an id was sampled whose log-prob is {bad[0]!r}: the weights or the numbers are broken")
+            raise BrokenNumbers(
+                f"an id was sampled whose log-prob is {bad[0]!r}: the weights or the numbers are broken"
+            )
         now = Sampled(
             ids=ids,
             logprobs=logprobs,
@@ -375,7 +412,7 @@ class InProcessEngine(Control):
         return now if ticket.said is None else joined(ticket.said, now)
 
 
-def _as_engine_error(error: Exception) -> Exception:
+def _as_engine_error(error: BaseException) -> Exception:
     if isinstance(error, EngineError | ValueError):
         return error
     made = EngineError(f"vLLM: {type(error).__name__}: {first_line(error)}")

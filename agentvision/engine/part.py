@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from agentvision.engine.types import EngineError, EngineLost, Sampled
+from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost, Sampled
 from agentvision.policy import VersionSpan
 
 FIRST_VERSION = "default"
@@ -49,7 +49,7 @@ def part_of(body: Any, *, prompt: Sequence[int], brought: str | None, url: str) 
         raise EngineError(f"{url} gave log-probs of other ids than it sampled")
     logprobs = tuple(float(entry["logprob"]) for entry in content)
     if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
-        raise EngineError(f"{url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
+        raise BrokenNumbers(f"{url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
     spans = choice["weight_versions"] or ([{"version": FIRST_VERSION, "start": 0, "end": len(ids)}] if ids else [])
     if brought is not None and any(span["version"] == FIRST_VERSION for span in spans):
         raise EngineLost(f"{url} lost its weights: it was started again")

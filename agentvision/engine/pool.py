@@ -92,6 +92,14 @@ class Pool:
     def controls(self) -> Sequence[Endpoint]:
         return [m.endpoint for m in self._members if m.serving]
 
+    async def hold(self) -> None:
+        """Ask no further turns until `expect`: another process is about to bring weights, which nobody knows until then."""
+        await on_network(self._hold())
+
+    async def _hold(self) -> None:
+        for member in self._members:
+            member.endpoint.hold()
+
     async def expect(self, version: int) -> None:
         """Another process has brought these weights: turns go where they are, and this pool brings and resumes nothing."""
         await on_network(self._expect(version))
@@ -99,6 +107,7 @@ class Pool:
     async def _expect(self, version: int) -> None:
         self._newest, self._follows = str(version), True
         for member in self._members:
+            member.endpoint.release()
             member.look_now.set()
         self._changed.set()
 

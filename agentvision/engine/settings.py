@@ -41,6 +41,14 @@ class EngineSettings:
     def on_cpu(self) -> bool:
         return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
 
+    @property
+    def gpu(self) -> int | None:
+        """The number of the GPU of an engine in the trainer's process: the trainer's own. None on a CPU."""
+        if self.on_cpu:
+            return None
+        index = torch.device("cuda" if self.device == "auto" else self.device).index
+        return torch.cuda.current_device() if index is None else index
+
     def flags(self) -> dict[str, Any]:
         """What a server is started with, besides what every server of ours needs: the same, as command-line flags."""
         inside = (

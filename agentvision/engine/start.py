@@ -1,4 +1,9 @@
-"""vLLM's engine, started in this process: what it needs of its surroundings, and what it changes of them put back."""
+"""vLLM's engine, started in this process and ended: what it needs of its surroundings, and what it changes of them put back.
+
+In one of several training processes the engine is a world of its own. Where torch has a default process group, vLLM takes it
+for that of its own workers, and destroys it when it ends; so while it starts the default group is one of this rank alone, and
+when it ends the trainer's is kept. Starting is then no affair of other ranks: none waits for one whose engine fails.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
+from torch.distributed import distributed_c10d
 
 from agentvision.engine.settings import EngineSettings
 from agentvision.errors import ModelError, PluginError, suggest
@@ -24,7 +31,7 @@ def started(settings: EngineSettings) -> Any:
     for name, value in settings.environment().items():
         os.environ.setdefault(name, value)
     try:
-        with _untouched():
+        with _untouched(), _world_of_its_own():
             if settings.on_cpu:
                 import torch._dynamo  # the variable comes too late for a torch that is imported
 
@@ -38,7 +45,11 @@ def started(settings: EngineSettings) -> Any:
             for name in settings.more:
                 if name not in known:
                     raise PluginError(f"policy.options.engine: vLLM has no argument {name!r}.{suggest(name, known)}")
-            return LLMEngine.from_engine_args(EngineArgs(**settings.arguments()))
+            arguments = EngineArgs(**settings.arguments())
+            config = arguments.create_engine_config()
+            if (gpu := settings.gpu) is not None:  # vLLM knows only types of devices, and would take the first
+                config.device_config.device = torch.device("cuda", gpu)
+            return LLMEngine.from_vllm_config(config, disable_log_stats=arguments.disable_log_stats)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "vllm":
             raise
@@ -54,6 +65,37 @@ def started(settings: EngineSettings) -> Any:
         ) from error
 
 
+def ended(engine: Any, *, world: bool) -> None:
+    """Free what `started` made. `world`: vLLM made torch's default process group too, and takes it along."""
+    destroy = distributed.destroy_process_group
+
+    def but_the_default(group: distributed.ProcessGroup | None = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    if not world:
+        distributed.destroy_process_group = but_the_default
+    try:
+        engine.engine_core.shutdown()
+    finally:
+        distributed.destroy_process_group = destroy
+
+
+@contextmanager
+def _world_of_its_own() -> Iterator[None]:
+    """torch's default process group, where there is one, is one of this rank alone."""
+    if not distributed.is_initialized():
+        yield
+        return
+    trainers = distributed_c10d._get_default_group()
+    alone = distributed.new_group([distributed.get_rank()], backend="gloo", use_local_synchronization=True)
+    distributed_c10d._update_default_pg(alone)
+    try:
+        yield
+    finally:
+        distributed_c10d._update_default_pg(trainers)
+
+
 def _why(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3])[:500]
@@ -61,10 +103,12 @@ def _why(error: Exception) -> str:
 
 @contextmanager
 def _untouched() -> Iterator[None]:
-    """What vLLM changes for the whole process while it starts, put back: random states, torch's number of threads."""
+    """What vLLM changes for the whole process while it starts, put back: random states, torch's number of threads, and what a
+    launcher said of the ranks on this machine."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # its own affair
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    local = os.environ.get("LOCAL_WORLD_SIZE")
     try:
         yield
     finally:
@@ -73,3 +117,5 @@ def _untouched() -> Iterator[None]:
         torch.set_rng_state(states[2])
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
+        if local is not None:
+            os.environ["LOCAL_WORLD_SIZE"] = local

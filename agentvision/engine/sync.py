@@ -1,6 +1,6 @@
 """New weights for an engine: sent in buckets, proven to have arrived, and nothing computed with the old ones left.
 
-One sync of one engine: pause, the buckets, finish, what was received against what was sent, caches, resume. The proof is
+One sync of one engine: pause, the buckets, finish, what was received against what was sent, caches, a probe, resume. The proof is
 exact: a worker digests each tensor as it is handed to the model, and all names and digests must be those of the sender; where
 the engine keeps a checkpoint's rows (found out at the first sync), so must those of the parameters it computes with. An
 engine that fails stays paused and its version stays what it was, so nothing is sampled from weights that nobody knows.
@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,8 +93,13 @@ class Sync:
     network: Network = field(default_factory=Network)
     keeps_rows: dict[tuple[int, int], bool] = field(default_factory=dict)
 
-    async def send(self, weights: Weights, control: Control) -> None:
-        """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights."""
+    async def send(
+        self, weights: Weights, control: Control, probe: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """One engine, from pause to resume. Raises `SyncError` when it has not got exactly these weights.
+
+        `probe` is awaited before the resume: what it samples (`Control.sample_alone`) is the first that these weights say.
+        """
         await control.pause()
         await control.call_worker("agentvision_end_update")
         async with self._carrier(control) as carrier:
@@ -105,6 +110,8 @@ class Sync:
         await self._prove(weights, control)
         await control.reset_caches()
         await fresh(control)
+        if probe is not None:
+            await probe()
         await control.resume()
 
     @asynccontextmanager

@@ -28,6 +28,10 @@ class EngineLost(EngineError):
     """The engine is gone, or does not answer: the same turn may be asked of another."""
 
 
+class BrokenNumbers(EngineError):
+    """What was sampled has no probability: the weights have diverged, or the engine computes something else with them."""
+
+
 class SyncError(EngineError):
     """Weights did not arrive as they were sent. The engine must not be sampled from until a later sync succeeds."""
 
@@ -72,8 +76,8 @@ class Sampled:
 class Control(Protocol):
     """The trainer's side of one engine. Every call has a deadline of its own; all raise `EngineError` when they fail."""
 
-    async def sample(self, ask: Ask) -> Sampled:
-        """One turn of this very engine."""
+    async def sample_alone(self, ask: Ask) -> Sampled:
+        """One turn of this very engine while it is paused, its caches reset: no other is sampled before `resume`."""
         ...
 
     async def pause(self) -> None:

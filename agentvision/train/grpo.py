@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from agentvision import build
-from agentvision.engine.types import EngineError
+from agentvision.engine.types import EngineError, EngineLost
 from agentvision.errors import TrainingStopped
 from agentvision.evaluate.run import ask, evaluation_seed
 from agentvision.images import ImageStore
@@ -62,6 +62,9 @@ EVALUATED = (
     "visual_tokens_replacement",
 )
 """Metrics of the evaluations between steps."""
+
+_OF_THE_ENGINE = tuple(f"{kind.__name__}:" for kind in (EngineError, EngineLost))
+"""How the error of an episode begins whose engine could not be asked. (`BrokenNumbers` is another matter.)"""
 
 
 @dataclass(slots=True)
@@ -254,13 +257,12 @@ class GRPO:
         """
         local = [t for scored in collected.groups for t in scored.group.trajectories]
         reasons = [_why_invalid(t) for t in local if t.reward is None]
-        counts = self._of_all_ranks((len(reasons), len(local)))
-        invalid, total = (sum(c[i] for c in counts) for i in range(2))
+        counts = self._of_all_ranks((len(reasons), len(local), sum(map(_may_be_the_weights, local))))
+        invalid, total, suspect = (sum(c[i] for c in counts) for i in range(3))
         limit = self.recipe.trainer.max_invalid_share
         if total and invalid > limit * total:
             seen = f"; the first: {reasons[0]}" if reasons else ""
-            # A policy that fails may have diverged: its weights are not to become the newest checkpoint.
-            self.torn = any(t.stop is StopReason.POLICY_ERROR for t in local)
+            self.torn = suspect > 0  # those of a policy that diverged are not to become the newest checkpoint
             if self.journal is not None:
                 self.journal.append(local, step=self.step + 1, store=store)
             raise TrainingStopped(
@@ -369,6 +371,11 @@ def examples_of(scored: ScoredGroup) -> list[Example]:
     """The valid members of a group, each with its advantage."""
     members = zip(scored.group.trajectories, scored.advantages.advantages_G, scored.advantages.valid_G, strict=True)
     return [Example(trajectory.segments, advantage) for trajectory, advantage, valid in members if valid]
+
+
+def _may_be_the_weights(trajectory: Trajectory) -> bool:
+    """Whether its policy failed as one does whose weights are broken. Those of an engine that is gone are as good as before."""
+    return trajectory.stop is StopReason.POLICY_ERROR and not trajectory.error.startswith(_OF_THE_ENGINE)
 
 
 def _why_invalid(trajectory: Trajectory) -> str:

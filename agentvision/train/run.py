@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from agentvision._heap import settled_heap
 from agentvision._whole_file import whole_file
 from agentvision._workers import run_sync
 from agentvision.data import open_questions
-from agentvision.errors import AgentVisionError, RunError, TrainingStopped
+from agentvision.engine.ranks import tells_of_lost_rank
+from agentvision.errors import AgentVisionError, RunError, TrainingStopped, first_line
 from agentvision.journal import Journal
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
@@ -104,23 +106,24 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     seed_everything(recipe.seed)
     reference = out / WARM_START if found and recipe.warm_start else None
     learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
-    try:
-        with Interruption() as interruption, settled_heap():
-            return await _stages(
-                recipe,
-                out,
-                learner,
-                accelerator,
-                questions,
-                checkpoints,
-                found,
-                interruption,
-                resume=resume,
-                quiet=quiet,
-            )
-    finally:
-        await learner.rewards.close()
-        await learner.policy.close()
+    with Interruption() as interruption:  # around the end too: a launcher whose other ranks failed ends this one
+        try:
+            with settled_heap():
+                return await _stages(
+                    recipe,
+                    out,
+                    learner,
+                    accelerator,
+                    questions,
+                    checkpoints,
+                    found,
+                    interruption,
+                    resume=resume,
+                    quiet=quiet,
+                )
+        finally:
+            await learner.rewards.close()
+            await learner.policy.close()
 
 
 async def _stages(
@@ -165,7 +168,7 @@ async def _stages(
     )
     failed = True
     try:
-        with progress:
+        with progress, _all_ranks(run):
             if found is not None:
                 learner.read(found.path)
                 await run.restore(found.state, found.step)
@@ -199,10 +202,27 @@ async def _loop(run: GRPO, out: Path) -> None:
             run.tracker.event("stopped", step=run.step, reason=str(stopped))
         if _warm(run) and not run.torn:
             run.save()
-        kept = "There is no checkpoint yet: start again in a new --out"
-        if run.saved >= 0:
-            kept = f"The last whole checkpoint is {run.checkpoints.path(run.saved)}"
-        raise TrainingStopped(f"{stopped}. {kept}") from stopped
+        raise TrainingStopped(f"{stopped}. {_kept(run)}") from stopped
+
+
+@contextmanager
+def _all_ranks(run: GRPO) -> Iterator[None]:
+    """A rank that is gone is met at the next thing that all do together: it ends the run, of which nothing more can be saved."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not tells_of_lost_rank(error):
+            raise
+        reason = f"step {run.step}: another training process is gone, or does not answer ({first_line(error)})"
+        if run.tracker is not None:
+            run.tracker.event("stopped", step=run.step, reason=reason)
+        raise TrainingStopped(f"{reason}; what it said last is in the launcher's output. {_kept(run)}") from error
+
+
+def _kept(run: GRPO) -> str:
+    if run.saved < 0:
+        return "There is no checkpoint yet: start again in a new --out"
+    return f"The last whole checkpoint is {run.checkpoints.path(run.saved)}"
 
 
 def _warm(run: GRPO) -> bool:

@@ -3,7 +3,9 @@
 import asyncio
 import copy
 import json
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -60,8 +62,7 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
         await policy.engine.sample(policy._probe.ask())
         engine.spoil(fault)
         with pytest.raises(SyncError):
-            await policy._sync.send(weights, engine)
-            await policy._check_probe(weights, engine, policy.model)
+            await policy._sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
         assert engine.spoilt == fault
         await policy.weights_changed(version)
         gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
@@ -128,11 +129,38 @@ async def test_a_fault_of_the_network_is_found_and_the_next_sync_over_it_heals(p
             ):
                 await sync.send(weights, engine)
             assert network.spoilt == fault
-            await sync.send(weights, engine)
-            await policy._check_probe(weights, engine, policy.model)
+            await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
             policy._version = weights.version
             gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
             assert gap < 1e-4
+
+
+async def test_nothing_is_sampled_before_the_probe_is_judged(policy, monkeypatch):
+    """Turns in flight wait for it, and go on under weights that are proven; under those that are not they never do."""
+    version = policy.version + 1
+    turns = [asyncio.create_task(policy.engine.sample(_endless(policy, k))) for k in range(2)]
+    while len(policy.engine._running) < 2:
+        await asyncio.sleep(0.01)
+    judge, said = policy._check_probe, []
+
+    async def slow(weights, control, model):
+        with suppress(SyncError):
+            await judge(weights, control, model)
+        waiting = [ticket.said for ticket in policy.engine._arrived]
+        await asyncio.sleep(0.5)
+        assert not policy.engine._running and waiting == [ticket.said for ticket in policy.engine._arrived]
+        said.append(len(waiting))
+        if len(said) == 1:
+            raise SyncError("this try is not proven")
+
+    nudge(policy.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "_check_probe", slow)
+        await policy.weights_changed(version)
+    assert said == [2, 2]
+    for turn in turns:
+        spans = (await turn).versions
+        assert {span.version for span in spans} <= {version - 1, version}
 
 
 async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
