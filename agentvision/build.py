@@ -41,18 +41,21 @@ def model_path(path: str) -> str:
     return str(Path(str(files("agentvision"))) / PACKAGED_MODELS[name])
 
 
-def build_policy(recipe: Recipe, *, model: str | Path | None = None, train: bool = False) -> Policy:
+def build_policy(
+    recipe: Recipe, *, model: str | Path | None = None, train: bool = False, logs: Path | None = None
+) -> Policy:
     """The recipe's policy with its model, or with another (`model`: a folder, a hub id, or a server's name of one).
 
-    To `train` it, the model gets the recipe's adapter (`model.lora`); what is only asked has none, or has it merged.
+    To `train` it, the model gets the recipe's adapter (`model.lora`); what is only asked has none, or has it merged. `logs` is
+    a folder for what its servers say, where it starts any.
     """
-    make, options = policy_call(recipe, model=model, train=train)
+    make, options = policy_call(recipe, model=model, train=train, logs=logs)
     with ctrl_c_raises():  # servers and weights take minutes
         return _call(make, options, f"policy {recipe.policy.backend!r}")
 
 
 def policy_call(
-    recipe: Recipe, *, model: str | Path | None = None, train: bool = False
+    recipe: Recipe, *, model: str | Path | None = None, train: bool = False, logs: Path | None = None
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What makes the recipe's policy, and what it is called with; nothing is loaded but the plug-in's code.
 
@@ -74,6 +77,7 @@ def policy_call(
         "trust_remote_code": settings.trust_remote_code,
         "context_tokens": recipe.sampling.context_tokens,
         "adapter": settings.lora if train else None,
+        "logs": logs,
     }
     of_policy = {
         "max_rows": recipe.policy.max_rows,

@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeAlias
 import httpx
 import torch
 
-from agentvision.engine.ranks import ranks
-
 from agentvision.engine.lend import address_of
+from agentvision.engine.ranks import ranks
 
 Placement: TypeAlias = Literal["colocate", "separate", "server"]
 

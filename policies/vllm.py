@@ -10,31 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from agentvision._workers import run_sync
 from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import InProcessEngine
-from agentvision.engine.launch import ServerPlan, Servers
+from agentvision.engine.launch import Servers
 from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
-from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
+from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
-from agentvision.errors import AgentVisionError, PluginError, first_line
+from agentvision.errors import PluginError, first_line
+from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
 from agentvision.policies._vllm_settings import Placement, problems
 from agentvision.policies.transformers import Attention, load_model
 from agentvision.policy import Completion, Request
@@ -45,21 +45,6 @@ _log = logging.getLogger(__name__)
 
 _TRIES = 2
 """A sync that fails is tried once more; a fault that stays stops the run."""
-
-Agreement: TypeAlias = Callable[[EngineError | None], Awaitable[list[EngineError]]]
-"""From what became of a try (None: it is proven) to the errors of all that try together."""
-
-
-async def _alone(error: EngineError | None) -> list[EngineError]:
-    return [error] if error is not None else []
-
-
-async def _of_all(error: EngineError | None) -> list[EngineError]:
-    """Of all ranks, each with its rank's number."""
-    if ranks() == 1:
-        return await _alone(error)
-    told = await in_thread(lambda: told_by_all(error))
-    return [type(e)(f"rank {number}: {e}") for number, e in enumerate(told) if e is not None]
 
 
 class VLLMPolicy:
@@ -129,6 +114,7 @@ class VLLMPolicy:
         api_key_env: str | None = None,
         weights_host: str | None = None,
         engine: Mapping[str, Any] | None = None,
+        logs: Path | None = None,
     ) -> VLLMPolicy:
         """What a recipe may set. `engine` are further arguments of vLLM's own, by its names (`tensor_parallel_size: 2`).
 
@@ -136,8 +122,9 @@ class VLLMPolicy:
         keys and values (a CPU needs one: 256 by default). `sleep`: a colocated engine on a GPU gives its memory up while
         the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
         environment variable that holds the servers' key. `weights_host` is for `server`: HOST or HOST:PORT where servers on
-        other machines fetch new weights from this one; by default its own address on the way to them. Raises `ModelError` and
-        `PluginError`.
+        other machines fetch new weights from this one; by default its own address on the way to them. `logs` is the folder of
+        what servers that are started say (a training run's `servers/`; else they are gone with the policy). Raises `ModelError`
+        and `PluginError`.
         """
         cls.check(
             placement=placement,
@@ -174,10 +161,10 @@ class VLLMPolicy:
         started: Servers | None = None
         made: Engine
         if placement == "colocate":
-            made = _in_process(settings, codec)
+            made = own_engine(settings, codec)
         else:
             if placement == "separate":
-                started, endpoints = _start(settings, servers, devices)
+                started, endpoints = started_servers(settings, servers, devices, logs)
             pictures = Pictures(codec.vision)  # an image is encoded once for all servers
             made = Pool([_endpoint(url, codec, api_key_env, pictures) for url in endpoints], follows=rank() > 0)
 
@@ -274,7 +261,7 @@ class VLLMPolicy:
         else:
             weights = await self._weights(version, copy=False)
             for control in self.engine.controls():
-                await self._send(weights, control, self.model, agreed=_of_all)
+                await self._send(weights, control, self.model, agreed=of_all)
         self._version = version
 
     async def _to_servers(self, version: int, pool: Pool) -> None:
@@ -325,7 +312,7 @@ class VLLMPolicy:
             self._current = weights
 
     async def _send(
-        self, weights: Weights, control: Control, model: nn.Module | None = None, *, agreed: Agreement = _alone
+        self, weights: Weights, control: Control, model: nn.Module | None = None, *, agreed: Agreement = alone
     ) -> None:
         """Sync one engine; with the module that the weights are of, what it computes is compared too.
 
@@ -409,39 +396,3 @@ class VLLMPolicy:
 
 def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Pictures) -> Endpoint:
     return Endpoint(url, codec=codec, pictures=pictures, api_key=os.environ[api_key_env] if api_key_env else None)
-
-
-def _in_process(settings: EngineSettings, codec: Codec) -> InProcessEngine:
-    """Every rank's own engine. Raises on all what any raises, and then none is left."""
-    engine: InProcessEngine | None = None
-    error: AgentVisionError | None = None
-    try:
-        engine = InProcessEngine(settings, codec)
-    except AgentVisionError as raised:
-        error = raised
-    try:
-        raise_any(error)
-    except AgentVisionError:
-        if engine is not None:
-            run_sync(engine.close)
-        raise
-    assert engine is not None
-    return engine
-
-
-def _start(settings: EngineSettings, count: int, devices: Sequence[str]) -> tuple[Servers | None, Sequence[str]]:
-    """Start servers, on the first rank; their addresses, on all. Raises `EngineError` on all."""
-    servers: Servers | None = None
-    urls: Sequence[str] = ()
-    error: EngineError | None = None
-    if rank() == 0:
-        plan = ServerPlan(
-            settings.path, count=count, devices=tuple(devices), flags=settings.flags(), env=settings.environment()
-        )
-        servers = Servers(plan)
-        try:
-            urls = run_sync(servers.start)
-        except EngineError as raised:
-            error = raised
-    raise_any(error)
-    return servers, told_by_first(urls)

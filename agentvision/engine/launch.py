@@ -209,7 +209,10 @@ class _Server:
 
     def _log_end(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-12:]
-        return f"The end of {str(self.log)!r}:\n" + "\n".join(line[:300] for line in lines)
+        name = (
+            "its log" if self._plan.logs is None else repr(str(self.log))
+        )  # without a folder it is gone with the servers
+        return f"The end of {name}:\n" + "\n".join(line[:300] for line in lines)
 
 
 class Servers:

@@ -87,18 +87,20 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         return Accelerator(**options)
 
 
-def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None, reference: Path | None) -> Learner:
+def make_learner(
+    recipe: Recipe, accelerator: Accelerator, *, model: Path | None, reference: Path | None, logs: Path | None = None
+) -> Learner:
     """Build what the recipe names.
 
     `model` is a folder to take the weights from in place of the recipe's (a resumed run), and `reference` one for the
     reference of the KL, where that did not start from the recipe's model either. Where an adapter is trained, both hold one,
-    and the model is the recipe's.
+    and the model is the recipe's. `logs` is for servers that are started.
     """
     if recipe.model.device == "auto":
         settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
         recipe = recipe.model_copy(update={"model": settings})
     lora = recipe.model.lora
-    policy, codec = _trainable(recipe, None if lora else model)
+    policy, codec = _trainable(recipe, None if lora else model, logs=logs)
     net: Any = policy.model
     if lora and model is not None:
         load_adapter(net, model)
@@ -162,9 +164,9 @@ def make_learner(recipe: Recipe, accelerator: Accelerator, *, model: Path | None
     )
 
 
-def _trainable(recipe: Recipe, model: Path | None) -> tuple[TrainablePolicy, Codec]:
+def _trainable(recipe: Recipe, model: Path | None, *, logs: Path | None = None) -> tuple[TrainablePolicy, Codec]:
     """The recipe's policy, with the weights of the folder `model` where there is one. Raises `PluginError`."""
-    policy = build.build_policy(recipe, model=model, train=True)
+    policy = build.build_policy(recipe, model=model, train=True, logs=logs)
     if not isinstance(policy, TrainablePolicy) or not policy.trainable or policy.codec is None:
         raise PluginError(
             f"policy.backend {recipe.policy.backend!r} cannot be trained: it does not give the exact ids and log-probs of "

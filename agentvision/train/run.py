@@ -27,7 +27,7 @@ from agentvision.journal import Journal
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
-from agentvision.run_folder import CHECKPOINTS, EXPORT, METRICS, RESOLVED, WARM_START
+from agentvision.run_folder import CHECKPOINTS, EXPORT, METRICS, RESOLVED, SERVERS, WARM_START
 from agentvision.tracking import Tracker, read_metrics
 from agentvision.train.alarms import Watch
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
@@ -105,7 +105,8 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     questions = open_questions(recipe, "train"), _held_out(recipe)  # a data set that is missing costs no model
     seed_everything(recipe.seed)
     reference = out / WARM_START if found and recipe.warm_start else None
-    learner = make_learner(recipe, accelerator, model=found.model if found else None, reference=reference)
+    model = found.model if found else None
+    learner = make_learner(recipe, accelerator, model=model, reference=reference, logs=out / SERVERS)
     with Interruption() as interruption:  # around the end too: a launcher whose other ranks failed ends this one
         try:
             with settled_heap():
@@ -307,8 +308,8 @@ def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     """Raise `RunError` where a run may not be started or resumed with this recipe."""
     resolved = out / RESOLVED
     if not resume:
-        # What a run leaves that was killed before it began is no run.
-        if out.exists() and (not out.is_dir() or any(path.suffix != ".part" for path in out.iterdir())):
+        # What a run leaves that was killed before it began, or whose servers did not start, is no run.
+        if out.exists() and (not out.is_dir() or any(p.suffix != ".part" and p.name != SERVERS for p in out.iterdir())):
             raise RunError(f"{out} is there already, and no run is overwritten: take --resume, or a new --out")
         return
     if not resolved.is_file():

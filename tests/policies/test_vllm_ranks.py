@@ -64,9 +64,12 @@ class Taking:
         self.said = str(version)
 
     async def call_worker(self, method):
-        if method == "agentvision_received":
-            return [json.dumps({name: tensor_digest(tensor) for name, tensor in self.tensors.items()})]
-        return ["0"] if method == "agentvision_cached" else [str(rows_digest(self.tensors.values()))]
+        told = {
+            "agentvision_received": json.dumps({name: tensor_digest(t) for name, t in self.tensors.items()}),
+            "agentvision_loaded": str(rows_digest(self.tensors.values())),
+            "agentvision_cached": "0",
+        }
+        return [told.get(method, "")]
 
     async def reset_caches(self):
         self._may_fail("reset_caches")

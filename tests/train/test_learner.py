@@ -29,7 +29,7 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
 
         half.weights_changed, half.rest = weights_changed, rest
         assert isinstance(half, TrainablePolicy)
-    monkeypatch.setattr(build, "build_policy", lambda recipe, model=None: half)
+    monkeypatch.setattr(build, "build_policy", lambda recipe, **_: half)
     recipe = glyph_recipe()
     with pytest.raises(PluginError, match="cannot be trained: it does not give the exact ids"):
         make_learner(recipe, make_accelerator(recipe), model=None, reference=None)

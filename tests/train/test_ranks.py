@@ -1,0 +1,82 @@
+"""A run of two processes that sample with vLLM: two steps, then something goes wrong on one, and both end and say so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentvision.run_folder import CHECKPOINTS, SERVERS
+from agentvision.tracking import read_events, read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+OVERRIDES = (
+    "trainer.steps=4", "trainer.prompts_per_step=2", "trainer.save_every=1", "trainer.eval_every=0", "model.device=cpu",
+    "algorithm.resample.max_rounds=0", "policy.backend=vllm", "policy.options.kv_cache_mib=64",
+)  # fmt: skip
+
+
+def launch(out, fault, *overrides):
+    """What a launch of two ranks said that did not end well."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.train.ranks_run", fault, "train", "visionthink", "--profile", "tiny", "--out", str(out)]
+    ended = subprocess.run(
+        [*command, *OVERRIDES, *overrides],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=880,
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0, said
+    return said
+
+
+def assert_two_good_steps(out, said):
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2], said
+    for row in rows:  # of both ranks' tokens
+        assert row["groups"] == 2 and row["logprob_diff_mean"] < 1e-4 and row["staleness_max"] == 0
+        assert row["stop/policy_error"] == 0
+    for step in (1, 2):
+        first, second = (json.loads((out / f"rank{k}-step{step}.json").read_text()) for k in range(2))
+        assert first == second and first["version"] == step, "all ranks have the same weights, and sample with them"
+
+
+def checkpoints(out):
+    return sorted(path.name for path in (out / CHECKPOINTS).iterdir())
+
+
+def test_each_with_its_engine_until_one_cannot_be_brought_the_weights(tmp_path):
+    out = tmp_path / "run"
+    said = launch(out, "engine of rank 1", "policy.placement=colocate")
+    assert_two_good_steps(out, said)
+    last = out / CHECKPOINTS / "step-000003"
+    assert f"step 3: rank 1: it does not take them. The last whole checkpoint is {last}" in said
+    assert f"step 3: it does not take them. The last whole checkpoint is {last}" in said, (
+        "the second rank says it as well"
+    )
+    assert checkpoints(out)[-1] == "step-000003", "the weights are good: they are kept"
+
+
+def test_one_that_is_killed_ends_the_others_with_a_sentence(tmp_path):
+    out = tmp_path / "run"
+    said = launch(out, "rank 1 is killed", "policy.placement=colocate")
+    assert_two_good_steps(out, said)
+    assert "step 2: another training process is gone" in said
+    (stopped,) = [event for event in read_events(out) if event["event"] == "stopped"]
+    assert "another training process is gone" in stopped["reason"]
+    assert checkpoints(out)[-1] == "step-000002"
+
+
+def test_servers_of_the_first_that_both_sample_from_until_they_cannot_be_brought_the_weights(tmp_path):
+    out = tmp_path / "run"
+    said = launch(out, "servers", "policy.placement=separate")
+    assert_two_good_steps(out, said)
+    assert "step 3: it does not take them" in said and "step 3: rank 0: it does not take them" in said
+    assert checkpoints(out)[-1] == "step-000003"
+    assert [path.name for path in (out / SERVERS).iterdir()] == ["server-0.log"]
