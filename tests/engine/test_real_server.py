@@ -197,28 +197,27 @@ async def test_a_network_that_fails_in_the_middle_of_a_sync_costs_a_second_try(p
     await says_what_the_module_computes(policy)
 
 
-async def test_an_update_that_its_trainer_left_in_the_middle_does_not_bar_the_next(policy, way):
+async def test_an_update_that_its_trainer_left_in_the_middle_does_not_bar_the_next(policy, way, url, tiny):
     change(policy)
-    weights = Weights.of(policy.model, version=4)
-    await policy.engine.ready()
-    (endpoint,) = policy.engine.controls()
-    await endpoint.pause()
-    await endpoint.start_weight_update()
-    for bucket in itertools.islice(sync.buckets(weights.stream(), 1 << 20), 5):
+    other = Endpoint(url, codec=tiny)
+    await other.pause()
+    await other.start_weight_update()
+    for bucket in itertools.islice(sync.buckets(Weights.of(policy.model, version=4).stream(), 1 << 20), 5):
         with BySharedMemory().carry(bucket) as info:
-            await endpoint.update_weights(info)
+            await other.update_weights(info)
+    await other.close()
     change(policy)
     await policy.weights_changed(5)
     assert policy.syncs_failed == 0
     await says_what_the_module_computes(policy)
 
 
-async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy, way):
-    other = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
-    await policy.engine.ready()
-    (endpoint,) = policy.engine.controls()
+async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy, way, url, tiny):
+    strange = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
+    other = Endpoint(url, codec=tiny)
     with pytest.raises(SyncError, match=r"version 6 did not get to worker 0: \w+: .*no_such_part"):
-        await policy._sync.send(Weights.of(other, version=6), endpoint)
+        await policy._sync.send(Weights.of(strange, version=6), other)
+    await other.close()
     change(policy)
     await policy.weights_changed(7)
     assert policy.syncs_failed == 0

@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import pytest
 import torch
@@ -161,6 +162,35 @@ async def test_nothing_is_sampled_before_the_probe_is_judged(policy, monkeypatch
     for turn in turns:
         spans = (await turn).versions
         assert {span.version for span in spans} <= {version - 1, version}
+
+
+async def test_an_update_that_was_left_in_the_middle_does_not_bar_the_next(policy):
+    """Nor does what its layers had of it stay: they would take themselves for full before they are."""
+    version = policy.version + 1
+    nudge(policy.model)
+    await policy.engine.pause()
+    await policy.engine.start_weight_update()
+    for bucket in islice(buckets(Weights.of(policy.model, version=version).stream(), 1 << 20), 5):
+        await policy.engine.update_weights({"tensors": bucket})
+    nudge(policy.model)
+    failed = policy.syncs_failed
+    await policy.weights_changed(version)
+    assert policy.syncs_failed == failed
+    gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
+    assert gap < 1e-4
+
+
+async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy):
+    other = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
+    version = policy.version + 1
+    with pytest.raises(SyncError, match=rf"version {version} did not get to worker 0: \w+: .*no_such_part"):
+        await policy._sync.send(Weights.of(other, version=version), policy.engine)
+    nudge(policy.model)
+    failed = policy.syncs_failed
+    await policy.weights_changed(version)
+    assert policy.syncs_failed == failed
+    gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
+    assert gap < 1e-4
 
 
 async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
