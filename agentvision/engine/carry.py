@@ -24,7 +24,8 @@ from agentvision.engine.types import EngineError
 Bucket: TypeAlias = Sequence[tuple[str, Tensor]]
 """Names and tensors: of any type, shape, strides and device."""
 
-_ALIGN = 64
+ALIGN = 64
+"""Bytes: each tensor of a bucket begins at a multiple."""
 _SHARED = Path("/dev/shm")
 """Where shared memory has names. Where there is no such folder no worker sees any, and the network carries."""
 
@@ -65,7 +66,7 @@ def laid_out(bucket: Bucket) -> tuple[list[Place], int]:
     end = 0
     for name, tensor in bucket:
         places.append(Place(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end))
-        end += -(-tensor.nbytes // _ALIGN) * _ALIGN
+        end += -(-tensor.nbytes // ALIGN) * ALIGN
     return places, end
 
 

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from agentvision.engine.carry import Bucket, bytes_of, laid_out, told
+from agentvision.engine.carry import ALIGN, Bucket, bytes_of, laid_out, told
 from agentvision.engine.types import EngineError
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class ByNetwork:
         pieces: list[memoryview] = []
         for place, (_, tensor) in zip(places, bucket, strict=True):
             pieces.append(memoryview(bytes_of(tensor).cpu().numpy()))
-            pieces.append(memoryview(bytes(-place.bytes % 64)))
+            pieces.append(memoryview(bytes(-place.bytes % ALIGN)))
         name = secrets.token_hex(8)
         self.listener.lent[name] = pieces
         try:
