@@ -15,7 +15,8 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,8 @@ class Endpoint:
 
     async def _sample_alone(self, ask: Ask) -> Sampled:
         await self._control("POST", "/resume")
-        part = await self._sample_part(self._fitted(ask), ())
+        with self._calling():
+            part = await self._sample_part(self._fitted(ask), ())
         if part.aborted:
             raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
         return Sampled(part.ids, part.logprobs, part.versions, token_count(ask.segments), part.cached_tokens)
@@ -395,18 +397,23 @@ class Endpoint:
                 await self._control("POST", "/resume")
 
     async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
-        self._calls += 1
-        self._heard = 0.0
-        try:
+        with self._calling():
             reply = await on_network(self._wire.call(method, path, body=body, timeout_s=self._control_timeout_s))
             if reply.status in (404, 405):
                 raise EngineError(f"{self.url} has no {path.partition('?')[0]}: {_CONTROL_HINT}")
             if reply.status != 200:
                 raise EngineError(f"{self.url}{path.partition('?')[0]} failed: {reply.problem}")
+        return reply
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self._calls += 1
+        self._heard = 0.0
+        try:
+            yield
             self._heard = time.monotonic()
         finally:
             self._calls -= 1
-        return reply
 
     async def close(self) -> None:
         await on_network(self._wire.close())

@@ -188,6 +188,11 @@ async def test_one_that_ends_as_it_starts_says_so_with_the_end_of_its_log(tmp_pa
         await Servers(plan).start()
 
 
+async def test_a_log_that_is_gone_with_the_servers_is_not_named():
+    with pytest.raises(EngineError, match=r"ended with 3 as it started\. The end of its log:\n(?s:.*)no such model"):
+        await Servers(StandIn("", code="print('no such model'); raise SystemExit(3)")).start()
+
+
 async def test_one_that_never_answers_is_ended_at_the_deadline(tmp_path):
     plan = StandIn("", logs=tmp_path, start_s=0.5, code="import time; print('loading', flush=True); time.sleep(600)")
     with pytest.raises(EngineError, match=r"did not answer within 0\.5 s(?s:.*)loading"):

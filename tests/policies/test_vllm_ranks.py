@@ -219,9 +219,9 @@ class suppress_refusal(suppress):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_each_process_has_an_engine_and_all_agree_on_its_weights(tmp_path):
-    seen = on_ranks(colocated, folder=tmp_path, timeout_s=550)
+    seen = on_ranks(colocated, folder=tmp_path, timeout_s=1100)
     for told in seen:
         assert "tensor_parallel_size=2 cannot be: there are 2 training processes" in told["refused"]
         assert told["ranks"] == [[0, 1], [0, 1]], "the trainer's world outlives the engine"

@@ -11,7 +11,7 @@ import pytest
 from agentvision.run_folder import CHECKPOINTS, SERVERS
 from agentvision.tracking import read_events, read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 OVERRIDES = (
     "trainer.steps=4", "trainer.prompts_per_step=2", "trainer.save_every=1", "trainer.eval_every=0", "model.device=cpu",
@@ -29,7 +29,7 @@ def launch(out, fault, *overrides):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=880,
+        timeout=1150,
     )
     said = ended.stdout + ended.stderr
     assert ended.returncode != 0, said

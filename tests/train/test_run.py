@@ -7,8 +7,10 @@ import pytest
 
 from agentvision import load_recipe, train
 from agentvision.cli import main
+from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost
 from agentvision.errors import PluginError, RunError, TrainingStopped
 from agentvision.journal import read_trajectories
+from agentvision.policies.transformers import TransformersPolicy
 from agentvision.tracking import read_events, read_metrics
 
 from .run_cases import same, save_model, steady_metrics, weights, write_recipe
@@ -219,6 +221,27 @@ def test_a_policy_without_exact_logprobs_is_refused_before_anything_is_written(r
     with pytest.raises(PluginError):
         train(recipe("policy.backend=replay"), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (EngineLost("no inference server can be asked"), True),
+        (EngineError("it refuses the key"), True),
+        (BrokenNumbers("an id was sampled whose log-prob is nan"), False),
+        (RuntimeError("the device is gone"), False),
+    ],
+)
+def test_weights_are_kept_when_an_engine_fails_and_not_when_their_numbers_may_be_broken(
+    recipe, tmp_path, monkeypatch, error, kept
+):
+    async def fail(policy, ticket):
+        raise error
+
+    monkeypatch.setattr(TransformersPolicy, "_completion", fail)
+    with pytest.raises(TrainingStopped, match=r"(\d+) of \1 trajectories have no valid"):
+        train(recipe("trainer.steps=1"), out=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000").is_dir() == kept
 
 
 def test_the_command_trains_and_an_interrupted_one_says_so_by_its_exit_code(recipe, tmp_path, monkeypatch, capfd):
