@@ -419,6 +419,25 @@ async def test_a_pool_that_follows_another_processs_weights_goes_where_they_are(
         await until(lambda: len(pool.controls()) == 2)
 
 
+async def test_a_pool_that_follows_asks_nothing_from_a_hold_until_it_is_told_of_the_weights(codec, serve):
+    """The first process has resumed the server by then, to look at what the new weights say."""
+    server = serve(latency_s=lambda turn: 0.5)
+    async with pool_of(codec, server) as first, pool_of(codec, server, follows=True) as pool:
+        await until_serving(first, 1)
+        await until_serving(pool, 1)
+        talks = talks_of(codec, 2)
+        early = asyncio.create_task(pool.sample(ask_of(talks[0])))
+        await until(lambda: server.turns)
+        await pool.hold()
+        late = asyncio.create_task(pool.sample(ask_of(talks[1])))
+        await bring(first.controls()[0], 1)
+        await asyncio.sleep(0.3)
+        assert not (early.done() or late.done()) and len(server.turns) == 1 and not server.paused
+        await pool.expect(1)
+        for sampled in (await early, await late):
+            assert sampled.versions[-1].version == 1
+
+
 async def test_turns_of_a_pool_that_follows_live_through_the_updates_of_the_first(codec, serve):
     servers = [serve(latency_s=lambda turn: 0.2) for _ in range(2)]
     heard = []

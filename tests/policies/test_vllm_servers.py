@@ -97,6 +97,27 @@ async def test_new_weights_come_to_both_and_the_next_turns_are_of_them(policy_ov
     assert all(len(server.turns) > 2 for server in servers), "turns of the probe and of episodes went to both"
 
 
+async def test_nothing_is_asked_before_the_probe_is_judged(policy_over, codec, serve, monkeypatch):
+    server = serve()
+    policy = policy_over(server)
+    await policy.engine.ready()
+    await policy.weights_changed(0)
+    judge, asked = policy._check_probe, []
+
+    async def slow(weights, control, model):
+        await judge(weights, control, model)
+        asked.append(len(server.turns))
+        await asyncio.sleep(0.5)
+        asked.append(len(server.turns))
+
+    monkeypatch.setattr(policy, "_check_probe", slow)
+    brought = asyncio.create_task(policy.weights_changed(1))
+    await until(lambda: asked)
+    versions = asyncio.create_task(turns_of(policy, codec, 4))
+    await brought
+    assert await versions == {1} and asked[0] == asked[1]
+
+
 async def test_the_first_turn_waits_for_servers_that_are_late(policy_over, codec, serve):
     servers = [serve(), serve()]
     for server in servers:
