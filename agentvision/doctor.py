@@ -21,6 +21,7 @@ from agentvision.data import open_questions
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Gap, gap_of
 from agentvision.errors import AgentVisionError, first_line
 from agentvision.images import ImageStore
+from agentvision.lora import adapter_parameters
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe
 from agentvision.rollout import rollout_groups
@@ -165,14 +166,14 @@ async def _weights(patient: _Patient) -> Finding:
     """Other weights, the same questions: answers computed with anything old would show. Then the first weights again."""
     policy, model = patient.learner.policy, patient.learner.model
     version = policy.version
-    moved = _norms(model)
+    moved = _norms(model) or [parameter for name, parameter in adapter_parameters(model) if ".lora_B." in name]
     if not moved:
         return Finding("weights", None, "the norms are frozen")
     kept = [parameter.detach().clone() for parameter in moved]
     try:
         with torch.no_grad():
             for parameter in moved:
-                parameter.mul_(1.1)
+                parameter.mul_(1.1).add_(0.01)  # an adapter begins with zeros
         await policy.weights_changed(version + 1)
         await patient.roll_out(seed=patient.recipe.seed)
         finding = _gap_finding("weights", patient, "after new weights")

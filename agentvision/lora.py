@@ -84,6 +84,18 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield _PEFT + name.replace(f".{_NAME}.", "."), parameter
 
 
+def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """`adapter_parameters` as whole tensors. Gathering shards is collective."""
+    for name, parameter in adapter_parameters(model):
+        yield name, _whole(parameter)
+
+
+def adapter_shape(model: nn.Module) -> dict[str, Any]:
+    """What is to be known of an adapter to compute with its tensors: its rank, and its alpha."""
+    config = adapter_config(model)
+    return {"rank": config["r"], "alpha": config["lora_alpha"]}
+
+
 def adapter_config(model: nn.Module) -> dict[str, Any]:
     """What peft's file says of the adapter, in an order that does not change."""
     config = model.peft_config[_NAME].to_dict()  # type: ignore[index,union-attr]
@@ -124,7 +136,7 @@ def save_adapter(model: nn.Module, folder: Path, *, source: str) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _whole(parameter).cpu().contiguous() for name, parameter in adapter_parameters(model)}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(model)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = adapter_config(model) | {"base_model_name_or_path": source, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

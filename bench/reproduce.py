@@ -34,6 +34,7 @@ RULES = ("paper", "all")
 PRICES = (0.1, 1.0)
 DEAR = 1.0
 """A price at which no look is worth it by itself."""
+LORA = ("model.lora.rank=16", "trainer.lr=5e-4")
 RARE = ("data.options.hard_share=0.1", 'data.options.alphabet="47"', "data.options.code_length=1")
 """A world in which one question in ten is hard, and every other guess is right."""
 
@@ -66,6 +67,7 @@ def runs() -> Iterator[Run]:
         yield Run("penalty-all", "penalty-all", seed)
     for seed in SEEDS:
         yield Run("vllm", "visionthink", seed, ("policy.backend=vllm",))
+    yield Run("lora", "visionthink", 0, LORA)
     for row in ("vanilla", "down-sample"):
         yield Run(row, row, 0)
     for theta in THETAS:
@@ -154,6 +156,7 @@ def spread(results: Sequence[dict], key: str, digits: int = 3) -> str:
 ROWS = (
     ("visionthink", "visionthink (rule `paper`, θ = .2)"),
     ("vllm", "visionthink, trained and asked with `policy.backend=vllm`"),
+    ("lora", "visionthink, an adapter of rank 16 trained in place of the weights"),
     ("penalty-none", "penalty-none"),
     ("penalty-all", "penalty-all"),
     ("qwen-rl", "qwen-rl (always the original)"),

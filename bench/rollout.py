@@ -1,6 +1,6 @@
 """All that docs/results.md says of rollouts, and bench/results/rollout.json: `make bench-rollout`.
 
-    python bench/rollout.py [--only framework exact engine overlap sync]
+    python bench/rollout.py [--only framework exact engine adapter overlap sync]
 
 Each part is a module of its own with `measure` and `table`, and a process of its own; a part that is not run keeps its figures.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from page import write_section
 
-PARTS = ("framework", "exact", "engine", "overlap", "sync")
+PARTS = ("framework", "exact", "engine", "adapter", "overlap", "sync")
 RESULTS = Path(__file__).resolve().parent / "results" / "rollout.json"
 
 

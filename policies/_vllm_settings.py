@@ -24,6 +24,8 @@ _OURS = {
     "kv_cache_memory_bytes": "policy.options.kv_cache_mib",
     "enable_sleep_mode": "policy.options.sleep",
     "trust_remote_code": "model.trust_remote_code",
+    "enable_lora": "model.lora and policy.options.lora",
+    "max_lora_rank": "model.lora.rank",
 }
 """Arguments of vLLM's that the recipe has a key of its own for."""
 _NEEDED = (

@@ -29,15 +29,17 @@ from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
-from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all
+from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
 from agentvision.errors import PluginError, first_line
+from agentvision.policies._adapter import Sending, refused, sends_adapter
 from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
 from agentvision.policies._vllm_settings import Placement, problems
 from agentvision.policies.transformers import Attention, load_model
 from agentvision.policy import Completion, Request
+from agentvision.recipe.lora import Lora
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 
@@ -51,7 +53,7 @@ class VLLMPolicy:
     """Turns sampled by an `Engine`. `model` is the trainer's module, loaded when it is first asked for.
 
     `samples_dtype` is the engine's type of weights, where it is not the model's. `servers` were started for this policy
-    and end with it.
+    and end with it. `adapter` is to be brought in place of weights; at servers that take none, `lora` says what then.
     """
 
     trainable = True
@@ -67,6 +69,8 @@ class VLLMPolicy:
         samples_dtype: torch.dtype | None = None,
         servers: Servers | None = None,
         weights_host: str | None = None,
+        adapter: Lora | None = None,
+        lora: Sending = "auto",
     ) -> None:
         self.engine = engine
         self.codec: Codec | None = codec
@@ -84,6 +88,10 @@ class VLLMPolicy:
         self._proven: tuple[int, Sampled | None] = (-1, None)
         """The probe's turn by an engine whose answer the module agreed with, and the version."""
         self._current: Weights | None = None
+        self._adapter_rank = None if adapter is None else adapter.rank
+        self._lora: Sending = lora
+        self._with_adapter = False
+        """Turns are asked of the adapter that was brought."""
         self._syncing = asyncio.Lock()
         if isinstance(engine, Pool):
             engine.admit = self._admit
@@ -113,6 +121,8 @@ class VLLMPolicy:
         devices: Sequence[str] = (),
         api_key_env: str | None = None,
         weights_host: str | None = None,
+        adapter: Lora | None = None,
+        lora: Sending = "auto",
         engine: Mapping[str, Any] | None = None,
         logs: Path | None = None,
     ) -> VLLMPolicy:
@@ -122,9 +132,9 @@ class VLLMPolicy:
         keys and values (a CPU needs one: 256 by default). `sleep`: a colocated engine on a GPU gives its memory up while
         the trainer updates. `servers` and `devices` ("0,1" for each) are for `separate`. `api_key_env` names the
         environment variable that holds the servers' key. `weights_host` is for `server`: HOST or HOST:PORT where servers on
-        other machines fetch new weights from this one; by default its own address on the way to them. `logs` is the folder of
-        what servers that are started say (a training run's `servers/`; else they are gone with the policy). Raises `ModelError`
-        and `PluginError`.
+        other machines fetch new weights from this one; by default its own address on the way to them. `adapter` is put into the
+        model, to be trained, and `lora` says how it gets to the engine. `logs` is the folder of what servers that are started
+        say (a training run's `servers/`; else they are gone with the policy). Raises `ModelError` and `PluginError`.
         """
         cls.check(
             placement=placement,
@@ -143,6 +153,7 @@ class VLLMPolicy:
             max_pixels=max_pixels,
             trust_remote_code=trust_remote_code,
         )
+        sent = adapter if sends_adapter(adapter, lora) else None
         settings = EngineSettings(
             path=str(path),
             revision=revision,
@@ -156,6 +167,7 @@ class VLLMPolicy:
             trust_remote_code=trust_remote_code,
             pixels=(codec.vision.min_pixels, codec.vision.max_pixels) if min_pixels or max_pixels else None,
             sleeps=sleep,
+            adapter_rank=None if sent is None else sent.rank,
             more=engine or {},
         )
         started: Servers | None = None
@@ -170,11 +182,26 @@ class VLLMPolicy:
 
         def load() -> nn.Module:
             return load_model(
-                path, dtype=dtype, device=device, attn=attn, revision=revision, trust_remote_code=trust_remote_code
+                path,
+                dtype=dtype,
+                device=device,
+                attn=attn,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                adapter=adapter,
             )
 
         kept = getattr(torch, compute_dtype) if compute_dtype else None
-        return cls(made, codec, load=load, samples_dtype=kept, servers=started, weights_host=weights_host)
+        return cls(
+            made,
+            codec,
+            load=load,
+            samples_dtype=kept,
+            servers=started,
+            weights_host=weights_host,
+            adapter=sent,
+            lora=lora,
+        )
 
     @classmethod
     def check(
@@ -226,6 +253,7 @@ class VLLMPolicy:
                 seed=seed_for(sampling.seed, request.turn),
                 stop_ids=self._codec.stop_ids,
                 banned_ids=self._codec.banned_ids,
+                adapter=self._with_adapter,
             )
         )
         reused = sampled.cached_tokens
@@ -262,10 +290,29 @@ class VLLMPolicy:
             weights = await self._weights(version, copy=False)
             for control in self.engine.controls():
                 await self._send(weights, control, self.model, agreed=of_all)
-        self._version = version
+        self._version, self._with_adapter = version, self._adapter_rank is not None
+
+    async def _ask_servers(self, pool: Pool, adapter_rank: int) -> None:
+        """Before the first sync: whether they take an adapter, or it is to be merged."""
+        merges = False
+        error: EngineError | None = None
+        if rank() == 0:
+            try:
+                merges = await on_network(self._refused(pool, adapter_rank))
+            except EngineError as raised:
+                error = raised
+        await in_thread(lambda: raise_any(error))
+        if await in_thread(lambda: told_by_first(merges)):
+            self._adapter_rank = None
+
+    async def _refused(self, pool: Pool, adapter_rank: int) -> bool:
+        await pool.ready()
+        return await refused(pool.controls(), adapter_rank, self._lora)
 
     async def _to_servers(self, version: int, pool: Pool) -> None:
         """The first rank brings the weights; the others ask no turns until they hear of it."""
+        if self._adapter_rank is not None and not self._with_adapter:
+            await self._ask_servers(pool, self._adapter_rank)
         first = rank() == 0
         error: EngineError | None = None
         if not first:
@@ -279,7 +326,7 @@ class VLLMPolicy:
             except EngineError as raised:
                 error = raised
         elif is_sharded(self.model):
-            for _ in parameters_of(self.model, None):
+            for _ in parameters_of(self.model, None, adapter=self._adapter_rank is not None):
                 """Only so that the first rank, which sends them, gets them whole."""
         await in_thread(lambda: raise_any(error))
         if not first:
@@ -289,7 +336,8 @@ class VLLMPolicy:
         """Servers may need the weights again later, when the trainer has moved on: theirs are a copy."""
 
         def make() -> Weights:
-            return Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=copy)
+            adapter = self._adapter_rank is not None
+            return Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=copy, adapter=adapter)
 
         return make() if is_sharded(self.model) else await in_thread(make)
 
@@ -345,7 +393,7 @@ class VLLMPolicy:
         return None
 
     async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
-        sampled = await control.sample_alone(self._probe.ask())
+        sampled = await control.sample_alone(self._probe.ask(adapter=weights.adapter is not None))
         if sampled.cached_tokens:
             raise SyncError(
                 f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
+from agentvision.engine import adapter
 from agentvision.engine.part import FIRST_VERSION, Part, part_of, spans_of, version_number
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
@@ -279,6 +280,8 @@ class Endpoint:
                 "logit_bias": {str(i): -100.0 for i in ask.banned_ids},
             },
         }
+        if ask.adapter:
+            body["model"] = adapter.NAME
         if parts:
             body["content_parts"] = parts
         # A session's name may hold anything, a header may not.

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from agentvision.engine import adapter
 from agentvision.engine.part import joined, spans_told
 from agentvision.engine.prompt import prompt_of
 from agentvision.engine.ranks import in_thread
@@ -231,7 +232,7 @@ class InProcessEngine(Control):
         """Give the device's memory up, weights and caches, until the next sync. On a CPU there is none, and it only stops."""
         if self.settings.sleeps and not self._asleep:
             await self.pause()
-            await self._do(lambda: self._engine.sleep(level=2, mode="keep"))
+            await self._do(lambda: self._engine.sleep(level=self.settings.sleep_level, mode="keep"))
             self._asleep = True
 
     async def close(self) -> None:
@@ -353,7 +354,8 @@ class InProcessEngine(Control):
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = prompt_of(ask, self._codec, ticket.said.ids if ticket.said is not None else ())
-            ticket.engine_id = self._engine.add_request(ticket.key, prompt, params)
+            lora = adapter.request() if ask.adapter else None
+            ticket.engine_id = self._engine.add_request(ticket.key, prompt, params, lora_request=lora)
         except Exception as error:  # this turn's alone: the engine has not taken it
             _resolve(ticket, error=_as_engine_error(error))
             return

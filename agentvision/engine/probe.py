@@ -67,7 +67,7 @@ class Probe:
             codec, store, (TextSegment(tuple(text)), ImageSegment(1, name, grid, tokens), TextSegment(tuple(text[:8])))
         )
 
-    def ask(self) -> Ask:
+    def ask(self, *, adapter: bool = False) -> Ask:
         return Ask(
             session="agentvision-probe",
             group="agentvision-probe",
@@ -81,6 +81,7 @@ class Probe:
             seed=0,
             stop_ids=self.codec.stop_ids,
             banned_ids=self.codec.banned_ids,
+            adapter=adapter,
         )
 
     def gap(self, model: nn.Module, sampled: Sampled) -> Gap:

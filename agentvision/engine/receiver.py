@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from agentvision.engine.adapter import HELD
 from agentvision.engine.carry import taken
 from agentvision.engine.digest import tensor_digest
 from agentvision.engine.lend import fetched
@@ -39,7 +40,10 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads buckets as a checkpoint's tensors, so that vLLM joins, shards and packs them as it did at its start."""
+    """Loads buckets as a checkpoint's tensors, so that vLLM joins, shards and packs them as it did at its start.
+
+    An adapter's tensors are kept for `engine.adapter`.
+    """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -47,11 +51,18 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to connect."""
 
+    _is_adapter = False
+
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         RECEIVED.clear()
         PROBLEMS.clear()
+        self._is_adapter = HELD.begin()
+        if self._is_adapter:
+            return
+        if getattr(self.model, "lora_manager", None) is not None:
+            PROBLEMS.append("it was started with --enable-lora, and then takes adapters alone: start it without")
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -60,8 +71,11 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
             if not PROBLEMS:
                 for name, tensor in there:
                     RECEIVED[name] = tensor_digest(tensor)
-                model: Any = self.model
-                model.load_weights(there)
+                if self._is_adapter:
+                    HELD.tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in there}
+                else:
+                    model: Any = self.model
+                    model.load_weights(there)
         except Exception as error:
             # The trainer asks for it. When a worker raises, vLLM leaves the replies of the others to be read, and takes them for
             # those to its next call.
@@ -89,6 +103,8 @@ class WeightReceiver(WeightTransferEngine[InitInfo, UpdateInfo]):
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+        if self._is_adapter:
+            return
         finalize_layerwise_reload(self.model, self.model_config)
         for module in self.model.modules():
             # A head that is tied to the embeddings loads nothing itself, and on a CPU it computes with a packed copy.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from agentvision.engine.adapter import room_for
 from agentvision.engine.worker import BACKEND
 
 _PREFILL_TOKENS = 8192
@@ -35,6 +36,8 @@ class EngineSettings:
     """Least and most pixels of an image, where they are not the checkpoint's."""
     sleeps: bool = False
     """Whether the engine gives its memory up while the trainer updates (a GPU that both share)."""
+    adapter_rank: int | None = None
+    """Rank of the adapter that is brought in place of weights; None: there is none."""
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,6 +51,11 @@ class EngineSettings:
             return None
         index = torch.device("cuda" if self.device == "auto" else self.device).index
         return torch.cuda.current_device() if index is None else index
+
+    @property
+    def sleep_level(self) -> int:
+        """vLLM's: 2 forgets the weights, because new ones come; 1 keeps them, in the host's memory: an adapter comes alone."""
+        return 2 if self.adapter_rank is None else 1
 
     def flags(self) -> dict[str, Any]:
         """What a server is started with, besides what every server of ours needs: the same, as command-line flags."""
@@ -66,7 +74,10 @@ class EngineSettings:
             "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than a small model's whole run
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are not vLLM's to bind
         }
-        return {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", **(on_cpu if self.on_cpu else {})}
+        # So that a server asks for the adapter by its name.
+        named = {} if self.adapter_rank is None else {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        return common | named | (on_cpu if self.on_cpu else {})
 
     def arguments(self) -> dict[str, Any]:
         """`EngineArgs` as keyword arguments."""
@@ -77,6 +88,7 @@ class EngineSettings:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(self.context_tokens, _PREFILL_TOKENS),
         }
+        lora = self.adapter_rank and {"enable_lora": True, "max_lora_rank": room_for(self.adapter_rank)}
         size = self.pixels and {"shortest_edge": self.pixels[0], "longest_edge": self.pixels[1]}
         memory = self.kv_cache_bytes or (256 << 20 if self.on_cpu else None)
         return {
@@ -102,5 +114,6 @@ class EngineSettings:
             "weight_transfer_config": {"backend": BACKEND},
             "worker_extension_cls": "agentvision.engine.worker.WeightReader",
             **(cpu if self.on_cpu else {}),
+            **(lora or {}),
             **self.more,
         }

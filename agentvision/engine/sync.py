@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from agentvision.engine.carry import Bucket, ByReference, BySharedMemory, Carrie
 from agentvision.engine.digest import rows_digest, tensor_digest, wrapped
 from agentvision.engine.lend import Network
 from agentvision.engine.types import Control, SyncError
+from agentvision.lora import adapter_shape, adapter_tensors, plain_parameters
 
 _log = logging.getLogger(__name__)
 
@@ -47,31 +48,39 @@ class Weights:
     stream: Callable[[], Tensors]
     digests: dict[str, int]
     rows: int
+    adapter: Mapping[str, Any] | None = None
+    """The tensors are an adapter's alone, for the model that the engine was started with; else they are all of a model."""
 
     @classmethod
-    def of(cls, model: nn.Module, *, version: int, dtype: torch.dtype | None = None, copy: bool = False) -> Weights:
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        version: int,
+        dtype: torch.dtype | None = None,
+        copy: bool = False,
+        adapter: bool = False,
+    ) -> Weights:
         """The parameters of a module, in the engine's type. Shards (FSDP) are gathered, one tensor at a time.
 
-        With `copy` they are this object's own, in the host's memory; else they change when the module does.
+        With `copy` they are this object's own, in the host's memory; else they change when the module does. `adapter` gives the
+        adapter's tensors and no others; without it an adapter is merged into the weights.
         """
         copies: list[tuple[str, Tensor]] = []
         digests: dict[str, int] = {}
         rows = 0
-        for name, tensor in parameters_of(model, dtype):
+        for name, tensor in parameters_of(model, dtype, adapter=adapter):
             digests[name] = tensor_digest(tensor)
             rows += rows_digest([tensor])
             if copy:
                 copies.append((name, torch.empty_like(tensor, device="cpu").copy_(tensor)))
-        stream = partial(iter, copies) if copy else partial(parameters_of, model, dtype)
-        return cls(version, stream, digests, wrapped(rows))
+        stream = partial(iter, copies) if copy else partial(parameters_of, model, dtype, adapter=adapter)
+        return cls(version, stream, digests, wrapped(rows), adapter_shape(model) if adapter else None)
 
 
-def parameters_of(model: nn.Module, dtype: torch.dtype | None) -> Tensors:
+def parameters_of(model: nn.Module, dtype: torch.dtype | None, *, adapter: bool = False) -> Tensors:
     """Names and whole tensors of a module, tied ones once. Gathering shards is collective: every rank must go through."""
-    for name, parameter in model.named_parameters():
-        gather = getattr(parameter, "full_tensor", None)
-        whole: Any = gather() if callable(gather) else parameter
-        tensor: Tensor = whole.detach()
+    for name, tensor in adapter_tensors(model) if adapter else plain_parameters(model):
         yield name, tensor if dtype is None else tensor.to(dtype)
 
 
@@ -102,6 +111,10 @@ class Sync:
         """
         await control.pause()
         await control.call_worker("agentvision_end_update")
+        if weights.adapter is not None:
+            told = await control.call_worker("agentvision_expect_adapter", adapter=json.dumps(weights.adapter))
+            if problem := next((problem for problem in told if problem), None):
+                raise SyncError(f"version {weights.version}, an adapter, cannot be brought: {problem}")
         async with self._carrier(control) as carrier:
             await control.start_weight_update()
             for bucket in buckets(weights.stream(), self.bucket_bytes):
@@ -132,7 +145,8 @@ class Sync:
             received = {name: int(digest) for name, digest in json.loads(told).items()}
             if received != weights.digests:
                 raise SyncError(_difference(weights, received, rank))
-        for rank, told in enumerate(await control.call_worker("agentvision_loaded")):
+        loaded = await control.call_worker("agentvision_loaded") if weights.adapter is None else ()
+        for rank, told in enumerate(loaded):
             same = int(told) == weights.rows
             if (id(control), rank) not in self.keeps_rows and not same:
                 _log.info(
@@ -146,6 +160,12 @@ class Sync:
         said = await control.version()
         if said != str(weights.version):
             raise SyncError(f"the engine says that its weights are version {said!r}, not {weights.version}")
+
+
+async def adapter_problem(control: Control, rank: int) -> str:
+    """Why an engine cannot take an adapter of this rank, or nothing."""
+    told = await control.call_worker("agentvision_adapter_problem", rank=str(rank))
+    return next((problem for problem in told if problem), "")
 
 
 async def all_see(control: Control) -> bool:

@@ -56,6 +56,8 @@ class Ask:
     seed: int
     stop_ids: tuple[int, ...]
     banned_ids: tuple[int, ...]
+    adapter: bool = False
+    """With the adapter that the engine was brought last; else the model alone."""
 
 
 @dataclass(frozen=True, slots=True)

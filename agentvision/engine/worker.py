@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from agentvision.engine import adapter
 from agentvision.engine.carry import sees
 from agentvision.engine.digest import rows_digest
 
@@ -24,6 +25,7 @@ def register() -> None:
 
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "agentvision.engine.receiver", "WeightReceiver")
+    adapter.register()
 
 
 RECEIVED: dict[str, int] = {}
@@ -32,7 +34,7 @@ PROBLEMS: list[str] = []
 """Why the last update was not taken whole. Nothing is loaded after the first; the others follow from it."""
 
 
-class WeightReader:
+class WeightReader(adapter.AdapterReader):
     """Methods that vLLM adds to its worker. All answer JSON, because that is what travels over HTTP."""
 
     model_runner: Any

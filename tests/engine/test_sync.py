@@ -15,6 +15,8 @@ from agentvision.engine import lend
 from agentvision.engine.probe import gap_of
 from agentvision.engine.sync import Sync, Weights, buckets
 from agentvision.engine.types import SyncError
+from agentvision.lora import adapter_parameters, add_adapter
+from agentvision.recipe.lora import Lora
 from agentvision.train.batch import Example
 from agentvision.types import TextSegment
 
@@ -225,6 +227,22 @@ TURN_TOKENS = 600
 def _endless(policy, k):
     """A turn that nothing ends before its limit."""
     return replace(ask_of(talk_of(policy, images=k % 3, seed=k)), stop_ids=(), max_tokens=TURN_TOKENS)
+
+
+async def test_an_adapter_may_travel_within_the_weights(policy):
+    """For an engine that was started for no adapter: what is merged is what the module computes, with both parts apart."""
+    adapted = copy.deepcopy(policy.model)
+    add_adapter(adapted, Lora(rank=4, targets=("q_proj", "visual.qkv")))
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(adapted):
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    weights = Weights.of(adapted, version=policy.version + 1)
+    await policy._sync.send(weights, policy.engine)
+    await policy._check_probe(weights, policy.engine, adapted)
+    with pytest.raises(SyncError, match="every tensor arrived, but"):
+        await policy._check_probe(weights, policy.engine, policy.model)
+    await policy.weights_changed(policy.version + 1)
 
 
 def test_buckets_hold_what_fits_and_a_large_tensor_is_alone():

@@ -68,6 +68,8 @@ class VllmServer:
     """What becomes of a tensor on its way."""
     workers: bool = True
     """Its workers can be asked about their weights."""
+    adapters: str = ""
+    """Why it takes no adapters; nothing: it does."""
     seeing: bool = True
     """It sees the trainer's shared memory: it is on the same machine."""
     fetched: Callable[[Mapping[str, Any]], Any] = fetched
@@ -257,6 +259,8 @@ class VllmServer:
         match method:
             case "agentvision_sees":
                 return json.dumps(self.seeing and sees(kwargs["memory"], bytes.fromhex(kwargs["nonce"])))
+            case "agentvision_adapter_problem" | "agentvision_expect_adapter":
+                return self.adapters
             case "agentvision_end_update":
                 return ""
             case "agentvision_problem":

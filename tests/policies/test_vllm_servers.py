@@ -18,8 +18,10 @@ from agentvision.engine.lend import fetched
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import Gap, Probe
-from agentvision.engine.types import SyncError
+from agentvision.engine.types import EngineError, SyncError
+from agentvision.lora import adapter_tensors, add_adapter, plain_parameters
 from agentvision.policies.vllm import VLLMPolicy
+from agentvision.recipe.lora import Lora
 
 from ..engine.asks import ask_of
 from ..engine.faulty_network import NETWORK_FAULTS, FaultyNetwork
@@ -40,12 +42,14 @@ async def policy_over(model, codec, monkeypatch):
     made = []
     monkeypatch.setattr(Probe, "gap", lambda self, model, sampled: Gap(len(sampled.ids), 0.0, 0.0))
 
-    def make(*servers):
+    def make(*servers, lora=None, how="auto"):
         pictures = Pictures(codec.vision)
         endpoints = [Endpoint(server.url, codec=codec, pictures=pictures) for server in servers]
         pool = Pool(endpoints, look_s=0.05, answer_s=5.0, patience_s=60.0)
         module = copy.deepcopy(model)
-        made.append(VLLMPolicy(pool, codec, load=lambda: module))
+        if lora is not None:
+            add_adapter(module, lora)
+        made.append(VLLMPolicy(pool, codec, load=lambda: module, adapter=lora, lora=how))
         return made[-1]
 
     yield make
@@ -278,3 +282,61 @@ async def test_a_host_that_was_named_is_the_one_that_servers_are_told(policy_ove
     policy._sync.network.host = "localhost"
     await policy.weights_changed(0)
     assert {lent["host"] for lent in distant.fetches} == {"localhost"}
+
+
+LORA = Lora(rank=4)
+
+
+def holds(server, tensors):
+    wanted = dict(tensors)
+    return server.tensors.keys() == wanted.keys() and all(torch.equal(server.tensors[n], wanted[n]) for n in wanted)
+
+
+async def test_an_adapter_alone_is_brought_and_turns_ask_for_it(serve, policy_over, codec):
+    servers = serve(), serve()
+    policy = policy_over(*servers, lora=LORA)
+    await both_serving(policy)
+    talk = Talk(codec, images=[picture()])
+    await policy.complete(talk.request())
+    assert not any("model" in turn.body for server in servers for turn in server.turns), "there is no adapter yet"
+    await policy.weights_changed(1)
+    assert all(holds(server, adapter_tensors(policy.model)) for server in servers)
+    before = [len(server.turns) for server in servers]
+    await policy.complete(talk.request())
+    asked = [turn for server, k in zip(servers, before) for turn in server.turns[k:]]
+    assert asked and all(turn.body["model"] == "agentvision-adapter" for turn in asked)
+
+
+async def test_servers_without_adapters_get_merged_weights(serve, policy_over, codec, caplog):
+    servers = serve(adapters="it was started without --enable-lora"), serve(adapters="the same")
+    policy = policy_over(*servers, lora=LORA)
+    await both_serving(policy)
+    await policy.weights_changed(1)
+    assert all(holds(server, plain_parameters(policy.model)) for server in servers)
+    assert "No server takes an adapter (it was started without --enable-lora)" in caplog.text
+    await policy.complete(Talk(codec).request())
+    assert not any("model" in turn.body for server in servers for turn in server.turns)
+
+
+async def test_a_server_without_adapters_among_others_gets_no_turns(serve, policy_over):
+    able, other = serve(), serve(adapters="it was started without --enable-lora")
+    policy = policy_over(able, other, lora=LORA)
+    await both_serving(policy)
+    await policy.weights_changed(1)
+    assert holds(able, adapter_tensors(policy.model)) and not other.tensors
+    assert [endpoint.url for endpoint in policy.engine.controls()] == [able.url] or not other.turns
+
+
+async def test_an_adapter_that_must_not_be_merged_is_an_error(serve, policy_over):
+    policy = policy_over(serve(adapters="it was started without --enable-lora"), lora=LORA, how="adapter")
+    with pytest.raises(EngineError, match="'adapter', and no server takes one: it was started without"):
+        await policy.weights_changed(1)
+
+
+async def test_a_server_that_comes_back_is_brought_the_adapter(serve, policy_over):
+    servers = serve(), serve()
+    policy = policy_over(*servers, lora=LORA)
+    await both_serving(policy)
+    await policy.weights_changed(1)
+    servers[0].version, servers[0].tensors = "default", {}  # as one that was started again
+    await until(lambda: holds(servers[0], adapter_tensors(policy.model)))
