@@ -30,7 +30,7 @@ from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
 from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
-from agentvision.engine.settings import EngineSettings
+from agentvision.engine.settings import EngineSettings, stored_dtype
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
 from agentvision.errors import PluginError, first_line
@@ -154,10 +154,12 @@ class VLLMPolicy:
             trust_remote_code=trust_remote_code,
         )
         sent = adapter if sends_adapter(adapter, lora) else None
+        if (engine_dtype := compute_dtype or dtype) == "auto":
+            engine_dtype = stored_dtype(path, revision=revision, trust_remote_code=trust_remote_code)
         settings = EngineSettings(
             path=str(path),
             revision=revision,
-            dtype=compute_dtype or dtype,
+            dtype=engine_dtype,
             device=device,
             context_tokens=context_tokens,
             max_rows=max_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from agentvision.engine.worker import BACKEND
 
 _PREFILL_TOKENS = 8192
 """Tokens of one step on a CPU."""
+
+
+def stored_dtype(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> str:
+    """What "auto" is to the trainer: the type that a checkpoint names. To vLLM it is half precision where that is float32."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code)
+    return "auto" if config.dtype is None else str(config.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)

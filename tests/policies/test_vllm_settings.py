@@ -1,6 +1,7 @@
 """Engines that are made anew: a process has room for one at a time."""
 
 import pytest
+import torch
 
 from agentvision.errors import ModelError, PluginError
 from agentvision.policies.vllm import VLLMPolicy
@@ -12,8 +13,9 @@ from .policy_cases import Talk, picture
 from .vllm_cases import make_policy
 
 
-async def test_the_recipes_limits_on_pixels_are_the_engines():
-    policy = make_policy(max_pixels=64 * 64)
+async def test_the_recipes_limits_on_pixels_are_the_engines_and_so_is_the_checkpoints_type():
+    policy = make_policy(max_pixels=64 * 64, dtype="auto")
+    assert policy.engine._engine.vllm_config.model_config.dtype == torch.float32
     talk = Talk(policy.codec, images=[picture(0, width=160, height=96)])
     told = await policy.engine.expand(talk.segments, talk.store)
     await policy.close()

@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of a few thousand weights, and ledgers made by hand: no tokenizer, no processor."""
+"""A random Qwen2.5-VL of a few thousand weights with ledgers made by hand, and a small recipe for whole runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 
+from agentvision import load_recipe
 from agentvision.tokens import Pixels
 from agentvision.types import ImageSegment, TextSegment
+
+from .run_cases import save_model, write_recipe
 
 VOCAB, MERGE = 97, 2
 BANNED = (90, 91, 92)
@@ -88,3 +91,19 @@ def ledgers(seed: int = 0, *, prompts: int = 3, group: int = 4):
                 ledger += (text(rng, 4), image("12x12", 3))  # a tool turn that was never answered
             result.append(ledger)
     return result
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A folder with a model of the tiny kind, its weights random."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(small_model, tmp_path, monkeypatch):
+    """A function from overrides to the small recipe; the working directory holds its plug-ins."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, small_model)
+    return lambda *overrides: load_recipe("./small.yaml", overrides=overrides)

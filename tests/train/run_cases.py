@@ -1,10 +1,22 @@
 """A small run of the real thing (policy, environment, rewards, journal), on a tiny model with random weights."""
 
 import textwrap
+from types import SimpleNamespace
 
 import torch
 
+from agentvision.images import ImageStore
+from agentvision.journal import load_image, read_trajectories
+from agentvision.policies.transformers import TransformersPolicy
+from agentvision.tokens import Codec
 from agentvision.tracking import read_metrics
+from agentvision.types import TextSegment
+
+from ..policies.policy_cases import uncached_logprobs
+
+OVERLAPPING = ("trainer.max_staleness=1", "trainer.keep=9", "trainer.steps=4", "algorithm.correction.kind=truncated")
+SIGNALLING = "rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]"
+"""A reward that interrupts the run, at its `TEST_SIGNAL_AT`-th trajectory, by `TEST_SIGNAL`."""
 
 REWARDS = """
 import os, signal
@@ -29,7 +41,7 @@ def letters_and_signal(trajectory):
     left = int(os.environ.get("TEST_SIGNAL_AT", 0))
     os.environ["TEST_SIGNAL_AT"] = str(left - 1)
     if left == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[os.environ.get("TEST_SIGNAL", "SIGTERM")])
     return sum(map(str.islower, "".join(t.text for t in trajectory.turns))) / 10
 """
 
@@ -71,6 +83,33 @@ def steady_metrics(folder):
     """The rows of a run's metrics without what the clock says."""
     volatile = ("time_", "samples_per_s")
     return [{k: v for k, v in row.items() if not k.startswith(volatile)} for row in read_metrics(folder)]
+
+
+def lags_of(run, model):
+    """By how many versions the tokens of a run were sampled too early, and how many trajectories several versions sampled.
+
+    Recomputed with the checkpoint of its version, each recorded log-prob has to be exact.
+    """
+    path = {int(folder.name[5:]): folder / "model" for folder in (run / "checkpoints").glob("step-*[0-9]")}
+    path[0] = model
+    codec = Codec.from_pretrained(model)
+    by_version = {k: TransformersPolicy.from_pretrained(folder, device="cpu").model for k, folder in path.items()}
+    lags, mixed = set(), 0
+    for entry in read_trajectories(run):
+        segments = entry.trajectory.segments
+        said = [s for s in segments if isinstance(s, TextSegment) and s.sampled]
+        store = ImageStore()
+        for view in entry.trajectory.views:
+            store.add(load_image(run, view.image))
+        talk = SimpleNamespace(segments=segments, store=store)
+        recorded = torch.tensor([p for s in said for p in s.logprobs])
+        by = torch.tensor([s.version for s in said for _ in s.ids])
+        mixed += len(by.unique()) > 1
+        for version in by.unique().tolist():
+            lags.add(entry.step - 1 - version)
+            expected = uncached_logprobs(by_version[version], codec, talk)
+            torch.testing.assert_close(recorded[by == version], expected[by == version], atol=1e-4, rtol=0)
+    return lags, mixed
 
 
 def weights(folder):

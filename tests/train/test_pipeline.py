@@ -4,25 +4,17 @@ import asyncio
 import random
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from agentvision import load_recipe
 from agentvision.images import ImageStore
-from agentvision.journal import load_image, read_trajectories
-from agentvision.policies.transformers import TransformersPolicy
-from agentvision.tokens import Codec
 from agentvision.tracking import read_metrics
 from agentvision.train.collect import Collected
 from agentvision.train.grpo import GRPO
 from agentvision.train.pipeline import Batch, Pipeline
 from agentvision.train.run import train
-from agentvision.types import TextSegment
 
-from ..policies.policy_cases import uncached_logprobs
-from .run_cases import save_model, write_recipe
+from .run_cases import OVERLAPPING, SIGNALLING, lags_of
 
 EMPTY = Collected((), 1, 0.0, 0.0)
 
@@ -160,21 +152,6 @@ async def test_waiting_for_a_batch_can_be_cancelled_and_ends_it():
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
-
-
-@pytest.fixture
-def recipe(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_recipe(tmp_path, model)
-    own = ("trainer.max_staleness=1", "trainer.keep=9", "trainer.steps=4", "algorithm.correction.kind=truncated")
-    return lambda *overrides: load_recipe("./small.yaml", overrides=(*own, *overrides))
-
-
 def test_every_token_of_an_overlapping_run_was_sampled_by_the_weights_that_the_ledger_says(
     recipe, tmp_path, monkeypatch
 ):
@@ -190,35 +167,17 @@ def test_every_token_of_an_overlapping_run_was_sampled_by_the_weights_that_the_l
         return done
 
     monkeypatch.setattr(GRPO, "update", update_beside_turns)
-    result = train(recipe("sampling.max_tokens=24"), out=tmp_path / "run", quiet=True)
+    result = train(recipe(*OVERLAPPING, "sampling.max_tokens=24"), out=tmp_path / "run", quiet=True)
     assert result.steps == 4
     rows = read_metrics(tmp_path / "run")
     assert rows[0]["staleness_max"] == 0 and all(0 <= row["staleness_max"] <= 1 for row in rows)
     assert rows[0]["logprob_diff_max"] < 1e-4 and rows[0]["importance_ess"] == pytest.approx(1)
-    path = {k: tmp_path / "run" / "checkpoints" / f"step-{k:06}" / "model" for k in range(1, 5)}
-    path[0] = recipe().model.path
-    codec = Codec.from_pretrained(path[0])
-    weights = {k: TransformersPolicy.from_pretrained(folder, device="cpu").model for k, folder in path.items()}
-    lags, mixed = set(), 0
-    for entry in read_trajectories(tmp_path / "run"):
-        segments = entry.trajectory.segments
-        said = [s for s in segments if isinstance(s, TextSegment) and s.sampled]
-        store = ImageStore()
-        for view in entry.trajectory.views:
-            store.add(load_image(tmp_path / "run", view.image))
-        talk = SimpleNamespace(segments=segments, store=store)
-        recorded = torch.tensor([p for s in said for p in s.logprobs])
-        by = torch.tensor([s.version for s in said for _ in s.ids])
-        mixed += len(by.unique()) > 1
-        for version in by.unique().tolist():
-            lags.add(entry.step - 1 - version)
-            expected = uncached_logprobs(weights[version], codec, talk)
-            torch.testing.assert_close(recorded[by == version], expected[by == version], atol=1e-4, rtol=0)
+    lags, mixed = lags_of(tmp_path / "run", recipe().model.path)
     assert lags == {0, 1} and mixed > 0
 
 
 def test_an_overlapping_run_that_is_interrupted_is_resumed_to_its_end(recipe, tmp_path, monkeypatch):
-    own = ("rewards=[{./rewards.py:letters_and_signal: {weight: 1.0}}]", "trainer.steps=3")
+    own = (*OVERLAPPING, SIGNALLING, "trainer.steps=3")
     monkeypatch.setenv("TEST_SIGNAL_AT", "13")
     cut = train(recipe(*own), out=tmp_path / "cut", quiet=True)
     assert cut.interrupted is not None and cut.checkpoint.is_dir()

@@ -13,22 +13,7 @@ from agentvision.journal import read_trajectories
 from agentvision.policies.transformers import TransformersPolicy
 from agentvision.tracking import read_events, read_metrics
 
-from .run_cases import same, save_model, steady_metrics, weights, write_recipe
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
-
-
-@pytest.fixture
-def recipe(model, tmp_path, monkeypatch):
-    """A function from overrides to the small recipe; the working directory holds its plug-ins."""
-    monkeypatch.chdir(tmp_path)
-    write_recipe(tmp_path, model)
-    return lambda *overrides: load_recipe("./small.yaml", overrides=overrides)
+from .run_cases import same, steady_metrics, weights
 
 
 def test_a_run_leaves_everything_that_others_rely_on(recipe, tmp_path):
