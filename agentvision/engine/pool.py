@@ -10,6 +10,7 @@ its weights are the newest; `admit` may bring them. With nobody to ask, turns wa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
 from agentvision.errors import first_line
+
+_log = logging.getLogger(__name__)
 
 Admit = Callable[[Endpoint], Awaitable[None]]
 
@@ -32,6 +35,7 @@ class _Member:
     turns: set[asyncio.Task[Sampled]] = field(default_factory=set)
     sessions: int = 0
     stale: int = 0  # looks in a row at which others had newer weights
+    late_since: float | None = None  # when others were seen to have the weights that it was still taking
     look_now: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -254,6 +258,7 @@ class Pool:
         able = self._is_able(member)
         try:
             if member.serving and member.stale < 2:  # the others may only be quicker to take new weights
+                self._refuse_if_late(member)
                 await member.endpoint.check(timeout_s=self._answer_s)
             else:
                 await self._take_back(member)
@@ -261,6 +266,18 @@ class Pool:
                 self._changed.set()
         except Exception as error:  # `admit` is others' code
             self._take_out(member, error)
+
+    def _refuse_if_late(self, member: _Member) -> None:
+        """An engine that takes weights is not asked whether it is well; its turns wait no longer than a look for one that is
+        late with them, and the update goes on."""
+        others_have_them = any(self._is_able(m) for m in self._members)
+        if not member.endpoint.updating or self._has_newest(member.endpoint) or not others_have_them:
+            member.late_since = None
+            return
+        now = asyncio.get_running_loop().time()
+        member.late_since = member.late_since or now
+        if now - member.late_since >= self._answer_s:
+            raise EngineLost(f"it still takes weights that others had {self._answer_s:g} s ago")
 
     async def _take_back(self, member: _Member) -> None:
         endpoint = member.endpoint
@@ -281,7 +298,8 @@ class Pool:
             raise EngineLost("it is paused: it takes weights, or those that it took were not proven")
         if info.control and not self._follows:
             await endpoint.resume_unless_held()
-        member.serving, member.stale = True, 0
+        member.serving, member.stale, member.late_since = True, 0, None
+        _log.info("%s takes turns.", endpoint.url)
 
     def _what_it_has(self, endpoint: Endpoint) -> str:
         if endpoint.weights is None:
@@ -295,11 +313,16 @@ class Pool:
     def _suspect(self, member: _Member, error: EngineLost) -> None:
         """It failed a turn: no more of them until it has been looked at. Others that it has go on meanwhile."""
         if member.serving:
-            member.serving, member.error = False, error
+            self._no_turns(member, error)
             member.look_now.set()
 
     def _take_out(self, member: _Member, error: Exception) -> None:
-        member.serving, member.error = False, error
+        self._no_turns(member, error)
         for turn in member.turns:
             turn.cancel()
         self._changed.set()
+
+    def _no_turns(self, member: _Member, error: Exception) -> None:
+        if member.serving and not self._closed:
+            _log.warning("%s gets no turns: %s", member.endpoint.url, first_line(error))
+        member.serving, member.error = False, error

@@ -42,10 +42,10 @@ async def policy_over(model, codec, monkeypatch):
     made = []
     monkeypatch.setattr(Probe, "gap", lambda self, model, sampled: Gap(len(sampled.ids), 0.0, 0.0))
 
-    def make(*servers, lora=None, how="auto"):
+    def make(*servers, lora=None, how="auto", answer_s=5.0):
         pictures = Pictures(codec.vision)
         endpoints = [Endpoint(server.url, codec=codec, pictures=pictures) for server in servers]
-        pool = Pool(endpoints, look_s=0.05, answer_s=5.0, patience_s=60.0)
+        pool = Pool(endpoints, look_s=0.05, answer_s=answer_s, patience_s=60.0)
         module = copy.deepcopy(model)
         if lora is not None:
             add_adapter(module, lora)
@@ -163,6 +163,31 @@ async def test_one_that_fails_its_sync_gets_no_turns_and_is_brought_the_weights_
     await until(lambda: policy.engine._is_able(policy.engine._members[1]))
     await turns_of(policy, codec, 8, name="later ")
     assert len(servers[1].turns) > before
+
+
+async def test_turns_do_not_wait_for_one_whose_engine_hangs_as_it_takes_weights(policy_over, codec, serve):
+    hangs = []
+
+    def hang(name, tensor):
+        if hangs:
+            hangs.pop().hang_engine()
+        return tensor
+
+    servers = [serve(latency_s=lambda turn: 0.3), serve(latency_s=lambda turn: 0.3, spoil=hang)]
+    policy = policy_over(*servers, answer_s=2.0)
+    await both_serving(policy)
+    await policy.weights_changed(0)
+    change(policy.model)
+    hangs.append(servers[1])
+    turns = asyncio.create_task(turns_of(policy, codec, 8))
+    await until(lambda: all(server.turns[1:] for server in servers))  # the first is the probe's
+    brought = asyncio.create_task(policy.weights_changed(1))
+    assert await asyncio.wait_for(turns, 60) <= {0, 1}
+    assert not brought.done() and not policy.engine._members[1].serving
+    servers[1].go_on()
+    await brought
+    await both_serving(policy)
+    assert all(has(server, policy.model) for server in servers)
 
 
 async def test_one_that_was_started_again_is_brought_what_the_trainer_sent_last(policy_over, codec, serve):
