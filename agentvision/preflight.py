@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agentvision import build, hub, plugins
-from agentvision._settings import UnfitSettings, fitted
+from agentvision._settings import UnfitSettings, fitted, taken
 from agentvision.data import Use, check_source
 from agentvision.errors import AgentVisionError, PluginError, RecipeError
 from agentvision.recipe import Recipe
@@ -67,6 +67,8 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
     except UnfitSettings as error:
         for key, what in error.problems.items():
             own = "policy.options" if key in recipe.policy.options else "policy"
+            if own == "policy" and hasattr(recipe.policy, key) and key not in taken(make):
+                what = f"the backend {recipe.policy.backend!r} has none; leave it out, or take a backend that has one"
             yield (f"{own}.{key}" if own != "policy" or hasattr(recipe.policy, key) else "policy.backend"), what
     except AgentVisionError as error:
         yield "policy.backend", str(error)
@@ -75,7 +77,9 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
             build.check_policy(recipe, model=model)
         except AgentVisionError as error:
             if getattr(error, "reason", "") != "no_key":  # which another machine may have: `preflight` tells of it
-                yield "policy.options", str(error)
+                where, _, what = str(error).partition(": ")
+                named = where.startswith("policy.") and " " not in where
+                yield (where, what) if named else ("policy.options", str(error))
         if options.get("path"):  # one that loads files
             try:
                 hub.local_folder(options["path"])

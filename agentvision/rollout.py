@@ -60,6 +60,8 @@ class _Episode:
         self.answer: str | None = None
         self.error = ""
         self.full_tokens = 0
+        self.told_tokens = 0
+        """Of the prompt and the last turn, where only the policy's provider can count: 0 until it says so."""
         self.env_reward = 0.0
         self.blame = StopReason.ENV_ERROR
         """Whose code runs now: where an exception would be recorded."""
@@ -79,6 +81,7 @@ class _Episode:
             message = Message("assistant", (completion.text,))
             self.messages += (message,)
             self.segments += completion.segments
+            self.told_tokens = sum(int(completion.usage.get(f"{k}_tokens", 0)) for k in ("prompt", "completion"))
             spent: dict[str, Any] = {
                 "tokens": len(completion.ids) or int(completion.usage.get("completion_tokens", 0)),
                 "seconds": time.perf_counter() - started,
@@ -103,8 +106,9 @@ class _Episode:
 
     async def complete(self) -> Completion:
         room = self.sampling.max_tokens
-        if self.limits.context_tokens is not None and self.policy.codec is not None:
-            room = min(room, self.limits.context_tokens - token_count(self.segments))
+        if self.limits.context_tokens is not None:
+            there = self.told_tokens if self.policy.codec is None else token_count(self.segments)
+            room = min(room, self.limits.context_tokens - there)
         self.blame = StopReason.POLICY_ERROR
         completion = await self.policy.complete(
             Request(
@@ -128,14 +132,16 @@ class _Episode:
     def commit(self, messages: Sequence[Message], views: Sequence[View]) -> bool:
         """Append an observation whole, or leave everything as it was and say False when it does not fit."""
         all_messages, all_views = (*self.messages, *messages), (*self.views, *views)
-        codec = self.policy.codec
+        codec, limit = self.policy.codec, self.limits.context_tokens
         segments = self.segments
-        if codec is not None:
+        if codec is None:
+            if limit is not None and self.told_tokens >= limit:
+                return False
+        else:
             if self.turns or self.segments:
                 segments += codec.encode_next(self.segments, all_messages, all_views)
             else:
                 segments = codec.encode_opening(all_messages, all_views)
-            limit = self.limits.context_tokens
             if limit is not None and token_count(segments) >= limit:
                 return False
         self.messages, self.views, self.segments = all_messages, all_views, segments

@@ -50,16 +50,17 @@ def problems(
         yield "policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers"
     if placement != "server" and endpoints:
         yield f"policy.endpoints belongs to policy.placement 'server', and the placement is {placement!r}"
-    for url in endpoints:
+    for index, url in enumerate(endpoints):
+        where = f"policy.endpoints.{index}"
         try:
             address = httpx.URL(url)
         except (httpx.InvalidURL, TypeError):
-            yield f"policy.endpoints: {url!r} is no address; write http://host:8000"
+            yield f"{where}: {url!r} is no address; write http://host:8000"
             continue
         if address.userinfo:
-            yield "policy.endpoints: an address holds a password; name the key's variable in policy.options.api_key_env"
+            yield f"{where}: an address holds a password; name the key's variable in policy.options.api_key_env"
         if address.scheme not in ("http", "https", "unix"):
-            yield f"policy.endpoints: {url!r} is no address; write http://host:8000"
+            yield f"{where}: {url!r} is no address; write http://host:8000"
     if weights_host is not None:
         if placement != "server":
             yield f"policy.options.weights_host belongs to policy.placement 'server', and the placement is {placement!r}"

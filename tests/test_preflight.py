@@ -117,3 +117,18 @@ def test_evaluation_begins_with_it(own: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'tols' is undefined"):
         evaluate(recipe, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["policy.placement=separate"], "policy.placement: the backend 'transformers' has none; leave it out, or"),
+        (
+            ["policy={backend: vllm, placement: server, endpoints: ['http://a:1', b]}"],
+            "policy.endpoints.1: 'b' is no address; write http://host:8000",
+        ),
+    ],
+)
+def test_what_a_backend_cannot_do_is_told_at_its_key(overrides: list[str], line: str) -> None:
+    (problem,) = problems(load_recipe("visionthink", profile="tiny", overrides=overrides))
+    assert problem.partition("override: ")[2].startswith(line)

@@ -56,12 +56,12 @@ class Env:
 
 
 class Script:
-    """A policy that says the given lines, turn by turn."""
+    """A policy that says the given lines, turn by turn; `told`: what it says of the prompt's tokens and its own."""
 
     trainable, version = False, 3
 
-    def __init__(self, *lines, codec=None, delay_s: float = 0.0) -> None:
-        self.lines, self.codec, self.delay_s = lines, codec, delay_s
+    def __init__(self, *lines, codec=None, delay_s: float = 0.0, told=()) -> None:
+        self.lines, self.codec, self.delay_s, self.told = lines, codec, delay_s, told
         self.requests, self.released = [], []
 
     async def complete(self, request) -> Completion:
@@ -71,7 +71,8 @@ class Script:
         if isinstance(line, Exception):
             raise line
         if self.codec is None:
-            return Completion(line)
+            usage = dict(zip(("prompt_tokens", "completion_tokens"), self.told[request.turn])) if self.told else {}
+            return Completion(line, usage=usage)
         ids = (*self.codec.encode_text(line), self.codec.stop_ids[0])
         return Completion(line, ids, (-0.5,) * len(ids), versions=(VersionSpan(self.version, 0, len(ids)),))
 
@@ -191,6 +192,16 @@ async def test_a_turn_gets_no_more_tokens_than_the_context_has_left(codec):
     await episode(policy, limits=Limits(context_tokens=40), sampling=SamplingParams(max_tokens=1000))
     request = policy.requests[0]
     assert request.sampling.max_tokens == 40 - token_count(request.segments)
+
+
+async def test_without_ids_the_context_is_held_by_what_the_provider_says_of_it():
+    policy = Script("look", "look", "K7", told=[(20, 5), (60, 5), (90, 5)])
+    t = await episode(policy, limits=Limits(context_tokens=50), sampling=SamplingParams(max_tokens=40))
+    assert [r.sampling.max_tokens for r in policy.requests] == [40, 25]
+    assert t.stop is StopReason.CONTEXT and len(t.views) == 2, "what came after 65 tokens was not committed"
+    silent = Script("look", "look", "K7")
+    t = await episode(silent, limits=Limits(context_tokens=50), sampling=SamplingParams(max_tokens=40))
+    assert t.stop is StopReason.ANSWERED and {r.sampling.max_tokens for r in silent.requests} == {40}
 
 
 async def test_an_unfinished_turn_ends_the_episode():

@@ -64,7 +64,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ChatModel:
     """A model behind an address. Never shows its key."""
 
     model: str

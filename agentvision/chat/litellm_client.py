@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from agentvision.chat.endpoint import NO_KEY, Endpoint, Prices, check_address
+from agentvision.chat.endpoint import NO_KEY, ChatModel, Prices, check_address
 from agentvision.chat.errors import ChatSetupError
 
 
@@ -23,7 +23,7 @@ def connect(
     api_key_env: str | None,
     prices: Prices | None,
     schemas: bool | None,
-) -> Endpoint:
+) -> ChatModel:
     """Look a model up. Raises `ChatSetupError` when its provider is unknown or its key is missing."""
     if api_base is not None:
         check_address(api_base)
@@ -53,7 +53,7 @@ def connect(
         )
         return response.model_dump(warnings=False)
 
-    return Endpoint(
+    return ChatModel(
         model=model,
         api_base=api_base,
         key_name=key_name,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from agentvision.chat.endpoint import NO_KEY, Endpoint, Prices, check_address
+from agentvision.chat.endpoint import NO_KEY, ChatModel, Prices, check_address
 from agentvision.chat.errors import ChatSetupError, Fault
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def connect(
     api_key_env: str | None,
     prices: Prices | None,
     schemas: bool | None,
-) -> Endpoint:
+) -> ChatModel:
     """A model by its server's name for it. Without `api_base` the server is OpenAI's, whose prices are known.
 
     Raises `ChatSetupError` when a key is missing.
@@ -59,7 +59,7 @@ def connect(
         except ValueError:
             raise Fault("malformed", "The body is no JSON.") from None
 
-    return Endpoint(
+    return ChatModel(
         model=model,
         api_base=api_base,
         key_name=key_name,

@@ -79,6 +79,9 @@ def _what(details: ErrorDetails) -> str:
             return f"must be a list, not {given!r}"
         case _:
             text = details["msg"].removeprefix("Input should be ")
+            if given is None:
+                none = ", or write 0 for none" if text == "a valid integer" else ""
+                return f"must be {_WORDS.get(text, text)}, not null; leave the key out for its default{none}"
             return f"must be {_WORDS.get(text, text)}, not {given!r}"
 
 

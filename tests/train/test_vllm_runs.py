@@ -20,7 +20,7 @@ from agentvision.train.run import train
 
 from .run_cases import OVERLAPPING, SIGNALLING, lags_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 COLOCATED = ("policy.backend=vllm", "policy.options={kv_cache_mib: 64}")
 # By its short name, "uni", vLLM takes "mp" instead, with a third process that imports everything once more.
@@ -106,7 +106,7 @@ def keepers_of(pid: int) -> list[int]:
     ]
 
 
-def until(condition, run=None, *, within_s=400.0):
+def until(condition, run=None, *, within_s=800.0):
     stop = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < stop, "it did not come to pass"
