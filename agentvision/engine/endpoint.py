@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
 from agentvision.engine import adapter
-from agentvision.engine.part import FIRST_VERSION, Part, part_of, spans_of, version_number
+from agentvision.engine.part import FIRST_VERSION, Part, joined, part_of, version_number
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
 from agentvision.engine.wire import Reply, Wire
@@ -163,24 +163,16 @@ class Endpoint:
 
     async def _sample(self, ask: Ask) -> Sampled:
         ask = self._fitted(ask)
-        said: list[Part] = []
+        said: Sampled | None = None
         while True:
             await self._going.wait()
             pauses, weights = self._pauses, self.weights
-            part = await self._sample_part(ask, tuple(i for p in said for i in p.ids))
-            said.append(part)
-            ids = tuple(i for p in said for i in p.ids)
-            if not part.aborted or len(ids) == ask.max_tokens or (ids[-1:] and ids[-1] in ask.stop_ids):
-                break
+            part = await self._sample_part(ask, () if said is None else said.ids)
+            said = part.sampled if said is None else joined(said, part.sampled)
+            if not part.aborted or len(said.ids) == ask.max_tokens or (said.ids and said.ids[-1] in ask.stop_ids):
+                return said
             if pauses == self._pauses:
                 await self._paused_by_another(part, weights)
-        return Sampled(
-            ids=ids,
-            logprobs=tuple(x for p in said for x in p.logprobs),
-            versions=spans_of(said),
-            prompt_tokens=token_count(ask.segments),
-            cached_tokens=said[0].cached_tokens,
-        )
 
     async def sample_alone(self, ask: Ask) -> Sampled:
         """The server itself is resumed for it; what this process asks of it waits here until `resume`."""
@@ -192,7 +184,7 @@ class Endpoint:
             part = await self._sample_part(self._fitted(ask), ())
         if part.aborted:
             raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
-        return Sampled(part.ids, part.logprobs, part.versions, token_count(ask.segments), part.cached_tokens)
+        return part.sampled
 
     def _fitted(self, ask: Ask) -> Ask:
         if self.info is None or self.info.max_model_len is None:
@@ -212,7 +204,7 @@ class Endpoint:
         `weights` were the server's when it was asked, for where the part does not say.
         """
         if self.info is not None and self.info.control:
-            label = str(part.versions[-1].version) if part.versions else weights
+            label = str(part.sampled.versions[-1].version) if part.sampled.versions else weights
             paused = False
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -230,7 +222,7 @@ class Endpoint:
         raise EngineLost(f"{self.url} gave a turn up, and nobody paused it")
 
     def _number(self, label: str) -> int:
-        return version_number(label, url=self.url)
+        return version_number(label, who=self.url)
 
     async def _sample_part(self, ask: Ask, said: tuple[int, ...]) -> Part:
         brought = self.brought

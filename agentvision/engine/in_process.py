@@ -22,7 +22,7 @@ import torch
 from torch import distributed
 
 from agentvision.engine import adapter
-from agentvision.engine.part import joined, spans_told
+from agentvision.engine.part import joined, spans_of
 from agentvision.engine.prompt import prompt_of
 from agentvision.engine.ranks import in_thread
 from agentvision.engine.settings import EngineSettings
@@ -407,7 +407,7 @@ class InProcessEngine(Control):
         now = Sampled(
             ids=ids,
             logprobs=logprobs,
-            versions=spans_told(said.weight_versions, len(ids)),
+            versions=spans_of([(s.version, s.start, s.end) for s in said.weight_versions or ()], len(ids), who="vLLM"),
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )

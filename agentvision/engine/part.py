@@ -1,4 +1,4 @@
-"""What one request said of a turn, read from a server's answer and held against the ledger; a turn that was paused has several.
+"""What one request said of a turn: read from a server's answer and held against the ledger; joined, where a pause made several.
 
 Nothing of an answer is believed that can be checked: its prompt is the trainer's stream, its log-probs are of its ids, its
 versions are weights that somebody brought.
@@ -23,12 +23,9 @@ _IMPOSSIBLE_LOGPROB = -9999.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`versions` are over this part's `ids`; `aborted`: a pause ended it."""
+    """`sampled` counts from this part's own beginning; `aborted`: a pause ended it."""
 
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[VersionSpan, ...]
-    cached_tokens: int
+    sampled: Sampled
     aborted: bool
 
 
@@ -50,41 +47,44 @@ def part_of(body: Any, *, prompt: Sequence[int], brought: str | None, url: str) 
     logprobs = tuple(float(entry["logprob"]) for entry in content)
     if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
         raise BrokenNumbers(f"{url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
-    spans = choice["weight_versions"] or ([{"version": FIRST_VERSION, "start": 0, "end": len(ids)}] if ids else [])
-    if brought is not None and any(span["version"] == FIRST_VERSION for span in spans):
+    told = [(s["version"], int(s["start"]), int(s["end"])) for s in choice["weight_versions"] or ()]
+    if brought is not None and ids and (not told or FIRST_VERSION in (label for label, _, _ in told)):
         raise EngineLost(f"{url} lost its weights: it was started again")
-    return Part(
+    sampled = Sampled(
         ids=ids,
         logprobs=logprobs,
-        versions=tuple(
-            VersionSpan(version_number(s["version"], url=url), int(s["start"]), int(s["end"])) for s in spans
-        ),
+        versions=spans_of(told, len(ids), who=url),
+        prompt_tokens=len(prompt),
         cached_tokens=int((body["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-        aborted=ended == "abort",
     )
+    return Part(sampled, aborted=ended == "abort")
 
 
-def version_number(label: str, *, url: str) -> int:
+def version_number(label: str, *, who: str) -> int:
     """Of the weights that vLLM calls so. Raises `EngineError` for a name that is not of this package's giving."""
     if label == FIRST_VERSION:
         return 0
     if not label.isdigit():
-        raise EngineError(f"{url} says its weights are of version {label!r}, which agentvision did not bring")
+        raise EngineError(f"{who} says its weights are of version {label!r}, which agentvision did not bring")
     return int(label)
 
 
-def spans_of(parts: Sequence[Part]) -> tuple[VersionSpan, ...]:
-    """The parts' spans over the whole turn; neighbours of one version are one."""
-    spans: list[VersionSpan] = []
-    start = 0
-    for part in parts:
-        for span in part.versions:
-            begins = start + span.start
-            if spans and spans[-1].version == span.version:
-                begins = spans.pop().start
-            spans.append(VersionSpan(span.version, begins, start + span.end))
-        start += len(part.ids)
-    return tuple(spans)
+def spans_of(told: Sequence[tuple[str, int, int]], length: int, *, who: str) -> tuple[VersionSpan, ...]:
+    """vLLM's spans (version, start, end) over `length` ids; it tells of none before it was brought weights."""
+    told = told or ([(FIRST_VERSION, 0, length)] if length else [])
+    return tuple(VersionSpan(version_number(label, who=who), start, end) for label, start, end in told)
+
+
+def joined(first: Sampled, then: Sampled) -> Sampled:
+    """One turn of two parts: the prompt is the first's, and what one version sampled is one span."""
+    at = len(first.ids)
+    versions = list(first.versions)
+    for span in then.versions:
+        if versions and span.version == versions[-1].version:
+            versions[-1] = replace(versions[-1], end=at + span.end)
+        else:
+            versions.append(VersionSpan(span.version, at + span.start, at + span.end))
+    return replace(first, ids=first.ids + then.ids, logprobs=first.logprobs + then.logprobs, versions=tuple(versions))
 
 
 def _compare(ledger: Sequence[int], engine: Sequence[int], url: str) -> None:
@@ -97,22 +97,3 @@ def _compare(ledger: Sequence[int], engine: Sequence[int], url: str) -> None:
         " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
         " them)"
     )
-
-
-def joined(first: Sampled, then: Sampled) -> Sampled:
-    """One turn of two parts: the prompt is the first's, and what one version sampled is one span."""
-    at = len(first.ids)
-    versions = list(first.versions)
-    for span in then.versions:
-        if span.version == versions[-1].version:
-            versions[-1] = replace(versions[-1], end=at + span.end)
-        else:
-            versions.append(VersionSpan(span.version, at + span.start, at + span.end))
-    return replace(first, ids=first.ids + then.ids, logprobs=first.logprobs + then.logprobs, versions=tuple(versions))
-
-
-def spans_told(told: Sequence[Any] | None, length: int) -> tuple[VersionSpan, ...]:
-    """vLLM's spans of weight versions; "default" is what it calls the weights that it was started with: version 0."""
-    if not told:
-        return (VersionSpan(0, 0, length),)
-    return tuple(VersionSpan(0 if s.version == "default" else int(s.version), s.start, s.end) for s in told)
