@@ -106,28 +106,18 @@ async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: s
 async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: float) -> Any:
     """Run a function in a thread and await it for at most `timeout_s`. Raises `DeadlinePassed`."""
     loop = asyncio.get_running_loop()
-    if (box := _POSTBOXES.get(loop)) is None:
-        box = _POSTBOXES[loop] = _Postbox()
-    job = _Job(name, function, loop, box, loop.create_future())
+    if (desk := _DESKS.get(loop)) is None:
+        desk = _DESKS[loop] = _Desk()
+    job = _Job(name, function, timeout_s, loop, desk, loop.create_future())
     _POOL.submit(job)
-
-    def look_at_the_clock() -> None:
-        nonlocal alarm
-        left = timeout_s if job.started is None else job.started + timeout_s - time.monotonic()
-        if left > 0:
-            alarm = loop.call_later(left, look_at_the_clock)
-        elif not job.outcome.done():
-            _POOL.abandon(job)
-            job.outcome.set_exception(DeadlinePassed(f"{name} did not finish within {timeout_s:g} s."))
-
-    alarm = loop.call_later(timeout_s, look_at_the_clock)
+    desk.await_(job)
     try:
         return await job.outcome
     except asyncio.CancelledError:
         _POOL.abandon(job)
         raise
     finally:
-        alarm.cancel()
+        desk.leave(job)
 
 
 _blockers: set[str] = set()
@@ -177,69 +167,113 @@ def _ignore(task: asyncio.Task[Any]) -> None:
 class _Job:
     name: str
     function: Callable[[], Any]
+    timeout_s: float
     loop: asyncio.AbstractEventLoop
-    box: _Postbox
+    desk: _Desk
     outcome: asyncio.Future[Any]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     started: float | None = None
     abandoned: bool = False
     finished: bool = False
+    value: Any = None
+    error: BaseException | None = None
 
     def run(self) -> None:
         self.started = time.monotonic()
         try:
-            value = self.context.run(self.function)
+            self.value = self.context.run(self.function)
         except (SystemExit, KeyboardInterrupt, StopIteration) as error:
-            self._post(None, RuntimeError(f"raised {error!r}"))
+            self.error = RuntimeError(f"raised {error!r}")
         except BaseException as error:
-            self._post(None, error)
+            self.error = error
+        self.desk.hand_in(self)
+
+    def settle(self) -> None:
+        """Tell who waits, on its event loop."""
+        if self.abandoned or self.outcome.done():
+            return
+        if self.error is not None:
+            self.outcome.set_exception(self.error)
         else:
-            self._post(value, None)
+            self.outcome.set_result(self.value)
 
-    def _post(self, value: Any, error: BaseException | None) -> None:
-        def settle() -> None:
-            if self.abandoned or self.outcome.cancelled():
-                return
-            if error is not None:
-                self.outcome.set_exception(error)
-            else:
-                self.outcome.set_result(value)
-
-        self.box.post(settle, self.loop)
+    def due(self, now: float) -> float:
+        """When it has to be done at the earliest: its time counts from its start."""
+        return (now if self.started is None else self.started) + self.timeout_s
 
 
-class _Postbox:
-    """What threads have to tell one event loop. It is woken once for all that they put in before it looks."""
+class _Desk:
+    """One event loop's: the jobs that it awaits, one clock for all of them, and what threads have handed in.
+
+    The loop is woken once for all that was handed in before it looks.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[Callable[[], None]] = []
+        self._done: list[_Job] = []
+        # The loop's own.
+        self._awaited: set[_Job] = set()
+        self._alarm: asyncio.TimerHandle | None = None
 
-    def post(self, settle: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+    def await_(self, job: _Job) -> None:
+        self._awaited.add(job)
+        due = job.due(now := time.monotonic())
+        if self._alarm is None or due < self._alarm.when():
+            self._set_alarm(job.loop, due - now)
+
+    def leave(self, job: _Job) -> None:
+        self._awaited.discard(job)
+        if not self._awaited and self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def hand_in(self, job: _Job) -> None:
+        """Called by threads."""
         with self._lock:
-            self._waiting.append(settle)
-            first = len(self._waiting) == 1
+            self._done.append(job)
+            first = len(self._done) == 1
         if first:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._deliver)
+                job.loop.call_soon_threadsafe(self._settle)
 
-    def _deliver(self) -> None:
+    def _settle(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for settle in waiting:
-            settle()
+            done, self._done = self._done, []
+        for job in done:
+            job.settle()
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._look_at_the_clock, loop)
+
+    def _look_at_the_clock(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = time.monotonic()
+        waiting = [job for job in self._awaited if not job.outcome.done()]
+        for job in waiting:
+            if job.started is not None and job.due(now) <= now:
+                _POOL.abandon(job)
+                job.outcome.set_exception(DeadlinePassed(f"{job.name} did not finish within {job.timeout_s:g} s."))
+        self._alarm = None
+        if left := [job.due(now) for job in waiting if not job.outcome.done()]:
+            self._set_alarm(loop, min(left) - now)
 
 
-_POSTBOXES: WeakKeyDictionary[asyncio.AbstractEventLoop, _Postbox] = WeakKeyDictionary()
+_DESKS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary()
 
 
 class _Pool:
-    """Threads that wait for jobs; more are started while all are busy, up to `SIZE`."""
+    """Threads that wait for jobs; more are started while all are busy, up to `SIZE`.
+
+    Only one is ever on its way to the queue: when it has taken a job and others wait, it sends for the next. So a
+    thousand short jobs do not wake all threads only to wait for the interpreter, while jobs that block get theirs.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._live = self._idle = 0
+        self._coming = False
         self._abandoned: Counter[str] = Counter()
 
     def submit(self, job: _Job) -> None:
@@ -247,7 +281,7 @@ class _Pool:
             if self._abandoned[job.name] >= MAX_ABANDONED:
                 raise DeadlinePassed(f"{job.name} is not available: earlier calls of it still hang.")
             self._queue.append(job)
-            self._staff()
+            self._send_for_one()
 
     def abandon(self, job: _Job) -> None:
         with self._changed:
@@ -257,23 +291,33 @@ class _Pool:
             elif not job.finished:
                 self._abandoned[job.name] += 1
                 self._live -= 1
-                self._staff()
+                self._send_for_one()
 
-    def _staff(self) -> None:
+    def _send_for_one(self) -> None:
         """See that the queue is worked on; called with the lock held."""
-        self._changed.notify()
-        if len(self._queue) > self._idle and self._live < SIZE:
-            self._live += 1
+        if self._coming or not self._queue:
+            return
+        if self._idle:
+            self._changed.notify()
+        elif self._live < SIZE:
             threading.Thread(target=self._work, name="agentvision worker", daemon=True).start()
+            self._live += 1
+        else:
+            return
+        self._coming = True
 
     def _work(self) -> None:
+        with self._changed:
+            self._coming = False
         while True:
             with self._changed:
-                self._idle += 1
                 while not self._queue:
+                    self._idle += 1
                     self._changed.wait()
-                self._idle -= 1
+                    self._idle -= 1
+                    self._coming = False
                 job = self._queue.popleft()
+                self._send_for_one()
             job.run()
             with self._changed:
                 job.finished = True
