@@ -8,7 +8,7 @@ from typing import Any
 
 def strict_json(text: str) -> Any:
     """The value; no key twice, no NaN or infinity. Raises `ValueError`, and `RecursionError` for too deep a nesting."""
-    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    return _DECODER.decode(text)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -20,3 +20,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

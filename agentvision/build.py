@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -167,21 +168,18 @@ def env_maker(
 
     `native` says that the policy offers tools by its provider's own means.
     """
-    settings, protocol = recipe.env, build_protocol(recipe, native=native and bool(tools))
-
-    def make() -> VisionEnv:
-        return VisionEnv(
-            tools=tools,
-            first_view=FirstView(scale=settings.first_view.scale),
-            max_turns=settings.max_turns,
-            max_images=settings.max_images,
-            vision=vision,
-            store=store,
-            protocol=protocol,
-            on_malformed=settings.on_malformed,
-        )
-
-    return make
+    settings = recipe.env
+    return partial(
+        VisionEnv,
+        tools=tools,
+        first_view=FirstView(scale=settings.first_view.scale),
+        max_turns=settings.max_turns,
+        max_images=settings.max_images,
+        vision=vision,
+        store=store,
+        protocol=build_protocol(recipe, native=native and bool(tools)),
+        on_malformed=settings.on_malformed,
+    )
 
 
 def vision_of(recipe: Recipe, policy: Policy | None = None) -> VisionSpec:

@@ -28,10 +28,11 @@ async def first_views(sample: Sample, *, store: ImageStore, vision: VisionSpec, 
 
     Raises `ImageError` for one that cannot be shown, `DeadlinePassed` when it takes longer than `LOAD_TIMEOUT_S`.
     """
-    known = _KNOWN.setdefault(store, _Known())
+    if (known := _KNOWN.get(store)) is None:
+        known = _KNOWN[store] = _Known()
     which = (id(sample), vision, scale)
-    at_work = (which, asyncio.get_running_loop())
     while which not in known.made:
+        at_work = (which, asyncio.get_running_loop())
         if (work := known.at_work.get(at_work)) is not None:
             await work.over.wait()
             if work.error is not None:
