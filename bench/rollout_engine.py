@@ -3,10 +3,12 @@
     python bench/rollout_engine.py [--part loop|larger|others|exact|bfloat16]
 
 `loop`: episodes of the tiny VisionThink recipe through the agent loop, then the very same turns (ids, pixels, seeds, limits),
-prepared beforehand, given to the engine all at once, as `generate` would; in turns, in one process, caches reset. Also what
-turn 2 found of turn 1 in the prefix cache, and how often an image was preprocessed. `others`: the same episodes by the
-transformers policy, and the two engines on a larger model. `exact`: |Δ log-prob| of engine and trainer, 8 prompts of 0 to 2
-images × 8 turns, in float32 and in bfloat16. Each part is a process of its own.
+prepared beforehand, given to the engine all at once, as `generate` would; in turns, in one process, caches reset. Four times
+as many episodes are in flight as the engine has rows: a second turn cannot be asked for before the first has ended, so with
+fewer the loop's batches would be smaller than raw's whatever it cost itself. Steps of the engine on either side say whether
+they were as full. Also what turn 2 found of turn 1 in the prefix cache, and how often an image was preprocessed. `others`:
+the same episodes by the transformers policy, and the two engines on a larger model. `exact`: |Δ log-prob| of engine and
+trainer, 8 prompts of 0 to 2 images × 8 turns, in float32 and in bfloat16. Each part is a process of its own.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ OVERRIDES = ("policy.backend=vllm", 'policy.options={"kv_cache_mib": 256}')
 LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
 LARGER_TURNS, LARGER_TOKENS = 64, 64
 LARGER_GROUPS, LARGER_ROUNDS = 8, 3
+WAITING = 4
+"""Episodes in flight for each row of the engine, where the loop is held against raw `generate`."""
 LONG_IMAGE_PX = 384
 """Side of the pictures of the prompts whose reuse is measured beside the recipe's: 576 visual tokens each."""
 
@@ -133,31 +137,62 @@ async def raw_generate(engine: InProcessEngine, asks: Sequence[Ask]) -> float:
     return await engine._do(generate)
 
 
-async def against_raw(
-    policy: VLLMPolicy, recipe: Any, *, groups: int, rounds: int
-) -> tuple[Recording, list[float], list[float]]:
-    """Seconds of the loop and of raw `generate`, in turns, and what the last loop asked."""
+@dataclass
+class Against:
+    """The loop and raw `generate`, round by round: seconds, and steps of the engine. `recording` is of the last loop."""
+
+    recording: Recording
+    loop_s: list[float] = field(default_factory=list)
+    raw_s: list[float] = field(default_factory=list)
+    loop_steps: list[int] = field(default_factory=list)
+    raw_steps: list[int] = field(default_factory=list)
+
+    def figures(self, suffix: str = "") -> dict[str, Any]:
+        return {
+            f"overhead_ratio{suffix}": min(self.raw_s) / min(self.loop_s),
+            f"overhead_ratio{suffix}_rounds": [raw / loop for raw, loop in zip(self.raw_s, self.loop_s)],
+            f"overhead_ratio{suffix}_median": statistics.median(self.raw_s) / statistics.median(self.loop_s),
+            f"engine_steps{suffix}": statistics.median(self.loop_steps),
+            f"engine_steps_raw{suffix}": statistics.median(self.raw_steps),
+        }
+
+
+async def against_raw(policy: VLLMPolicy, recipe: Any, *, groups: int, rounds: int) -> Against:
+    """Both in turns."""
     engine = policy.engine
     assert isinstance(engine, InProcessEngine)
     policy.engine = recording = Recording(engine)  # type: ignore[assignment]
     await roll_out(policy, recipe, groups=4)
-    loops, raws = [], []
+    found, step, steps = Against(recording), engine._engine.step, 0
+
+    def counted() -> Any:
+        nonlocal steps
+        steps += 1
+        return step()
+
+    engine._engine.step = counted
     for _ in range(rounds):
         recording.asks.clear()
         recording.said.clear()
         await engine.reset_caches()
-        loops.append((await roll_out(policy, recipe, groups=groups))[0])
+        steps = 0
+        found.loop_s.append((await roll_out(policy, recipe, groups=groups))[0])
+        found.loop_steps.append(steps)
         asks = sorted(recording.asks, key=lambda ask: ask.turn)  # first turns first, as a batch of prompts would
         await engine.reset_caches()
-        raws.append(await raw_generate(engine, asks))
-    return recording, loops, raws
+        steps = 0
+        found.raw_s.append(await raw_generate(engine, asks))
+        found.raw_steps.append(steps)
+    return found
 
 
 async def loop() -> dict[str, Any]:
-    recipe = load_recipe("visionthink", profile="tiny", overrides=OVERRIDES)
+    rows = f"policy.max_rows={GROUPS * SIZE // WAITING}"
+    recipe = load_recipe("visionthink", profile="tiny", overrides=(*OVERRIDES, rows))
     policy = build.build_policy(recipe)
     assert isinstance(policy, VLLMPolicy)
-    recording, loops, raws = await against_raw(policy, recipe, groups=GROUPS, rounds=ROUNDS)
+    against = await against_raw(policy, recipe, groups=GROUPS, rounds=ROUNDS)
+    recording = against.recording
     engine = recording.engine
     first = {ask.session: said for ask, said in zip(recording.asks, recording.said) if ask.turn == 0}
     second = {ask.session: said for ask, said in zip(recording.asks, recording.said) if ask.turn == 1}
@@ -170,10 +205,9 @@ async def loop() -> dict[str, Any]:
     return {
         "episodes": GROUPS * SIZE,
         "turns": len(recording.asks),
-        "overhead_ratio": min(raws) / min(loops),
-        "overhead_ratio_rounds": [raw / loop for raw, loop in zip(raws, loops)],
-        "samples_per_s": GROUPS * SIZE / statistics.median(loops),
-        "raw_samples_per_s": GROUPS * SIZE / statistics.median(raws),
+        **against.figures(),
+        "samples_per_s": GROUPS * SIZE / statistics.median(against.loop_s),
+        "raw_samples_per_s": GROUPS * SIZE / statistics.median(against.raw_s),
         "prompt_tokens_turn_1": statistics.fmean(first[s].prompt_tokens for s in second),
         "prefix_reuse_tiny": sum(min(second[s].cached_tokens, first[s].prompt_tokens) for s in second)
         / sum(first[s].prompt_tokens for s in second),
@@ -249,15 +283,13 @@ def larger_model() -> Iterator[str]:
 async def larger() -> dict[str, Any]:
     """The loop on a model whose engine has more to do, with turns of about 64 tokens (it is random: they rarely end)."""
     with larger_model() as folder:
-        recipe = load_recipe("visionthink", profile="tiny", overrides=(*OVERRIDES, f"model.path={folder}"))
+        rows = f"policy.max_rows={LARGER_GROUPS * SIZE // WAITING}"
+        recipe = load_recipe("visionthink", profile="tiny", overrides=(*OVERRIDES, rows, f"model.path={folder}"))
         policy = build.build_policy(recipe)
         assert isinstance(policy, VLLMPolicy)
-        recording, loops, raws = await against_raw(policy, recipe, groups=LARGER_GROUPS, rounds=LARGER_ROUNDS)
-        await recording.engine.close()
-    return {
-        "overhead_ratio_larger": min(raws) / min(loops),
-        "overhead_ratio_larger_rounds": [raw / loop for raw, loop in zip(raws, loops)],
-    }
+        against = await against_raw(policy, recipe, groups=LARGER_GROUPS, rounds=LARGER_ROUNDS)
+        await against.recording.engine.close()
+    return against.figures("_larger")
 
 
 async def _larger() -> dict[str, float]:
@@ -380,8 +412,10 @@ def table(results: dict[str, Any]) -> str:
             "≥ 0.95",
         ),
         ("… round by round", rounds, ""),
+        ("steps of the engine, the loop's and raw's", f"{r['engine_steps']:.0f}, {r['engine_steps_raw']:.0f}", ""),
         (f"… a model of {larger:.0f} M", f"{r['overhead_ratio_larger']:.3f}", "≥ 0.95"),
         ("… round by round", ", ".join(f"{x:.3f}" for x in r["overhead_ratio_larger_rounds"]), ""),
+        ("steps of the engine", f"{r['engine_steps_larger']:.0f}, {r['engine_steps_raw_larger']:.0f}", ""),
         (
             f"turn 2 finds of turn 1's prompt, {r['prompt_tokens_long']:.0f} tokens",
             f"{r['prefix_reuse']:.3f}",
