@@ -195,18 +195,19 @@ def _hang_up(connection: socket.socket) -> None:
 class _Handler(BaseHTTPRequestHandler):
     """One range, then the connection ends."""
 
-    server: Listener
     protocol_version = "HTTP/1.1"
     timeout = STALL_S
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self.close_connection = True
+        listener = self.server
+        assert isinstance(listener, Listener)
         given = self.headers.get("Authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+        if not hmac.compare_digest(given, f"Bearer {listener.token}".encode()):
             return self._refuse(403, "this token is not that of the run")
-        self.server.knows(self.connection)
-        pieces = self.server.lent.get(self.path[1:])
+        listener.knows(self.connection)
+        pieces = listener.lent.get(self.path[1:])
         if pieces is None:
             return self._refuse(404, "this bucket is not lent any more")
         wanted = re.fullmatch(r"bytes=(\d{1,18})-(\d{1,18})", self.headers.get("Range", ""))
