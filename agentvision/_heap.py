@@ -11,8 +11,9 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-NEW_OBJECTS = 10_000
-"""How many may be made between two collections of the youngest."""
+THRESHOLDS = (10_000, 50, 2)
+"""New objects between two collections of the youngest; of these between two of the middle, where episodes in flight stand and
+are not garbage; of those between two full ones, which so come after as many of the youngest as Python has it."""
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def settled_heap() -> Iterator[None]:
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(NEW_OBJECTS, *before[1:])
+    gc.set_threshold(*THRESHOLDS)
     try:
         yield
     finally:
