@@ -72,6 +72,15 @@ class _Errand:
     future: asyncio.Future[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What became of what somebody waits for."""
+
+    waiting: _Ticket | _Errand
+    result: Any = None
+    error: Exception | None = None
+
+
 class InProcessEngine(Control):
     """Both sides of one engine: `sample` for rollouts, the rest for the trainer."""
 
@@ -296,8 +305,7 @@ class InProcessEngine(Control):
             waiting = [*self._running.values(), *self._arrived, *self._errands]
             self._arrived.clear()
             self._errands.clear()
-        for one in waiting:
-            _resolve(one, error=failure)
+        _tell([_Told(one, error=failure) for one in waiting])
 
     def _take(self) -> bool:
         """Wait until there is a step to make, doing errands meanwhile; False when the engine is to end."""
@@ -314,11 +322,13 @@ class InProcessEngine(Control):
                     self._arrived.clear()
             for errand in errands:
                 try:
-                    _resolve(errand, result=errand.do())
+                    told = _Told(errand, result=errand.do())
                 except BaseException as error:  # vLLM ends with SystemExit as well
-                    _resolve(errand, error=_as_engine_error(error))
+                    _tell([_Told(errand, error=_as_engine_error(error))])
                     if not isinstance(error, Exception):
                         raise
+                else:
+                    _tell([told])
             for ticket in arrived:
                 if not ticket.future.done():  # its caller may have left while it waited
                     self._add(ticket)
@@ -357,7 +367,7 @@ class InProcessEngine(Control):
             lora = adapter.request() if ask.adapter else None
             ticket.engine_id = self._engine.add_request(ticket.key, prompt, params, lora_request=lora)
         except Exception as error:  # this turn's alone: the engine has not taken it
-            _resolve(ticket, error=_as_engine_error(error))
+            _tell([_Told(ticket, error=_as_engine_error(error))])
             return
         self._running[ticket.key] = ticket
 
@@ -382,19 +392,21 @@ class InProcessEngine(Control):
             self._arrived.extendleft(reversed(tickets))
 
     def _deliver(self, outputs: Sequence[Any]) -> None:
-        for output in outputs:
-            if output.finished and (ticket := self._running.get(output.request_id)) is not None:
-                try:
-                    outcome = self._outcome(ticket, output)
-                except Exception as error:
-                    outcome = {"error": _as_engine_error(error)}
-                _resolve(ticket, **outcome)
-                del self._running[output.request_id]
+        _tell(
+            [
+                self._outcome(ticket, output)
+                for output in outputs
+                if output.finished and (ticket := self._running.pop(output.request_id, None)) is not None
+            ]
+        )
 
-    def _outcome(self, ticket: _Ticket, output: Any) -> dict[str, Any]:
+    def _outcome(self, ticket: _Ticket, output: Any) -> _Told:
         if (reason := output.outputs[0].finish_reason) not in ("stop", "length"):
-            return {"error": EngineError(f"the engine ended {ticket.key!r} with {reason!r}")}
-        return {"result": self._sampled(ticket, output)}
+            return _Told(ticket, error=EngineError(f"the engine ended {ticket.key!r} with {reason!r}"))
+        try:
+            return _Told(ticket, result=self._sampled(ticket, output))
+        except Exception as error:
+            return _Told(ticket, error=_as_engine_error(error))
 
     def _sampled(self, ticket: _Ticket, output: Any) -> Sampled:
         """What the turn has said, before it was put back and since."""
@@ -422,14 +434,18 @@ def _as_engine_error(error: BaseException) -> Exception:
     return made
 
 
-def _resolve(waiting: _Ticket | _Errand, *, result: Any = None, error: Exception | None = None) -> None:
-    def resolve() -> None:
-        if waiting.future.done():
-            return
-        if error is None:
-            waiting.future.set_result(result)
-        else:
-            waiting.future.set_exception(error)
+def _tell(told: Sequence[_Told]) -> None:
+    """Tell those who wait. Each event loop is woken once: waking one gives it the interpreter, and the engine waits."""
+    for loop in {one.waiting.loop for one in told}:
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, [one for one in told if one.waiting.loop is loop])
 
-    with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-        waiting.loop.call_soon_threadsafe(resolve)
+
+def _settle(told: Sequence[_Told]) -> None:
+    for one in told:
+        if one.waiting.future.done():
+            continue
+        if one.error is None:
+            one.waiting.future.set_result(one.result)
+        else:
+            one.waiting.future.set_exception(one.error)
