@@ -63,6 +63,10 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
         model = ""  # known to be wrong: what follows is about the policy
     try:
         make, options = build.policy_call(recipe, model=model)
+    except AgentVisionError as error:
+        yield "policy.backend", str(error)
+        return
+    try:
         fitted(make, options)
     except UnfitSettings as error:
         for key, what in error.problems.items():

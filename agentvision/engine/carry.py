@@ -124,7 +124,9 @@ class BySharedMemory:
 def shows(nonce: bytes) -> Iterator[str]:
     """The name of shared memory that holds `nonce`: a worker that `sees` it can be handed tensors so."""
     with new_memory(len(nonce)) as memory:
-        memory.buf[: len(nonce)] = nonce
+        buffer: Any = memory.buf
+        buffer[: len(nonce)] = nonce
+        del buffer
         yield memory.name
 
 

@@ -111,7 +111,7 @@ class ByNetwork:
         places, size = laid_out(bucket)
         pieces: list[memoryview] = []
         for place, (_, tensor) in zip(places, bucket, strict=True):
-            pieces.append(memoryview(bytes_of(tensor).cpu().numpy()))
+            pieces.append(_view(bytes_of(tensor).cpu()))
             pieces.append(memoryview(bytes(-place.bytes % ALIGN)))
         name = secrets.token_hex(8)
         self.listener.lent[name] = pieces
@@ -234,6 +234,12 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
+def _view(tensor: Tensor) -> memoryview:
+    """The memory of bytes (n,) in the host's memory."""
+    array: Any = tensor.numpy()
+    return memoryview(array)
+
+
 def _cut(pieces: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryview]:
     """The bytes from `start` to `stop` of the pieces one after another, a few megabytes at a time."""
     at = 0
@@ -251,7 +257,7 @@ def fetched(where: Mapping[str, Any], *, streams: int = STREAMS) -> Tensor:
     """The bytes (n,) of a bucket. Raises `EngineError` when they do not come, and whole."""
     lent = Lent(**where)
     memory = torch.empty(lent.bytes, dtype=torch.uint8)
-    view = memoryview(memory.numpy())
+    view = _view(memory)
     until = time.monotonic() + WITHIN_S
     step = max(-(-lent.bytes // streams), _LEAST_BYTES)
     starts = range(0, lent.bytes, step)

@@ -14,7 +14,6 @@ import torch
 from torch import distributed
 
 _T = TypeVar("_T")
-_E = TypeVar("_E", bound=Exception)
 
 
 def ranks() -> int:
@@ -44,7 +43,7 @@ def told_by_all(value: _T) -> list[_T]:
     return told
 
 
-def raise_any(error: _E | None) -> None:
+def raise_any(error: Exception | None) -> None:
     """Raise on all ranks what failed on any: on those where nothing did, the first of the others' errors, with its rank."""
     for number, theirs in enumerate(told_by_all(error)):
         if error is None and theirs is not None:

@@ -33,9 +33,9 @@ def started(settings: EngineSettings) -> Any:
     try:
         with _untouched(), _world_of_its_own():
             if settings.on_cpu:
-                import torch._dynamo  # the variable comes too late for a torch that is imported
+                from torch import _dynamo  # the variable comes too late for a torch that is imported
 
-                torch._dynamo.config.disable = True
+                _dynamo.config.disable = True
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -88,7 +88,7 @@ def _world_of_its_own() -> Iterator[None]:
         yield
         return
     trainers = distributed_c10d._get_default_group()
-    alone = distributed.new_group([distributed.get_rank()], backend="gloo", use_local_synchronization=True)
+    alone: Any = distributed.new_group([distributed.get_rank()], backend="gloo", use_local_synchronization=True)
     distributed_c10d._update_default_pg(alone)
     try:
         yield
