@@ -33,9 +33,9 @@ from PIL import Image
 
 from agentvision import build
 from agentvision.data import open_questions
-from agentvision.engine.in_process import BAN, InProcessEngine
+from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.probe import gap_of
-from agentvision.engine.prompt import prompt_of
+from agentvision.engine.prompt import params_of, prompt_of
 from agentvision.engine.types import Ask, Sampled
 from agentvision.images import ImageStore
 from agentvision.policies.transformers import TransformersPolicy
@@ -103,27 +103,8 @@ async def roll_out(policy: Any, recipe: Any, *, groups: int = GROUPS, start: int
 
 async def raw_generate(engine: InProcessEngine, asks: Sequence[Ask]) -> float:
     """Seconds that vLLM takes for these turns, given all at once with their prompts ready."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    prepared = [
-        (
-            prompt_of(ask, engine._codec),
-            SamplingParams(
-                temperature=ask.temperature,
-                seed=ask.seed % (1 << 63),
-                max_tokens=ask.max_tokens,
-                stop_token_ids=list(ask.stop_ids),
-                ignore_eos=True,
-                logit_bias=dict.fromkeys(ask.banned_ids, BAN),
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            ),
-        )
-        for ask in asks
-    ]
+    room = engine.settings.context_tokens
+    prepared = [(prompt_of(ask, engine._codec), params_of(ask, room)) for ask in asks]
 
     def generate() -> float:
         core = engine._engine

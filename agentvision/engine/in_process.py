@@ -9,6 +9,7 @@ earlier turns are found in its cache, and an image's features are computed once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import threading
@@ -23,14 +24,13 @@ from torch import distributed
 
 from agentvision.engine import adapter
 from agentvision.engine.part import joined, spans_of
-from agentvision.engine.prompt import prompt_of
+from agentvision.engine.prompt import BAN, params_of, prompt_of
 from agentvision.engine.ranks import in_thread
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.start import ended, started
 from agentvision.engine.types import Ask, BrokenNumbers, Control, EngineError, EngineLost, Sampled
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
-from agentvision.seeds import seed_for
 from agentvision.tokens import Codec, engine_ids, token_count
 from agentvision.types import ImageSegment, Segment
 
@@ -38,9 +38,6 @@ _T = TypeVar("_T")
 
 _CONTROL_S, _CLOSE_S = 600.0, 60.0
 _log = logging.getLogger(__name__)
-
-BAN = -100.0
-"""What is added to a banned id's logit: nothing is left of it in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +50,15 @@ class Expanded:
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A turn in the engine, and who waits for it. `said` is what it had said when it was last put back, if it was."""
+    """A turn in the engine, and who waits for it. `said` is what it had said when it was last put back, if it was.
+
+    `prompt` and `params` are vLLM's, made before the ticket is handed to the engine's thread.
+    """
 
     key: str
     ask: Ask
+    prompt: Any
+    params: Any
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Sampled]
     engine_id: str = ""
@@ -111,17 +113,15 @@ class InProcessEngine(Control):
         self._worker: threading.Thread | None = None
         # The thread's own.
         self._running: dict[str, _Ticket] = {}
-        self._count = 0
-        self._finished: set[str] = set()
+        self._numbers = itertools.count(1)
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 
     async def sample(self, ask: Ask) -> Sampled:
         """One turn. Raises `ValueError` when there is no room for it, `EngineLost` when the engine has failed."""
-        await self._prepare(ask)
+        ticket = await self._ticket(ask)
         with self._changed:
             self._refuse_if_gone()
-            ticket = self._ticket(ask)
             self._arrived.append(ticket)
             self._wake()
         try:
@@ -132,7 +132,8 @@ class InProcessEngine(Control):
                 self._changed.notify_all()
             raise
 
-    async def _prepare(self, ask: Ask) -> None:
+    async def _ticket(self, ask: Ask) -> _Ticket:
+        """All that can be made of a turn before it comes to the engine's thread."""
         room = self.settings.context_tokens - token_count(ask.segments)
         if ask.max_tokens < 1 or room < 1:
             raise ValueError(
@@ -142,12 +143,10 @@ class InProcessEngine(Control):
         for segment in ask.segments:
             if isinstance(segment, ImageSegment) and not self._codec.has_pixels(segment.image):
                 await asyncio.to_thread(self._codec.pixels, ask.store, segment.image)  # not on the engine's thread
-
-    def _ticket(self, ask: Ask) -> _Ticket:
-        """Called with the lock held."""
-        self._count += 1
+        prompt, params = self._prepared(ask)
         loop = asyncio.get_running_loop()
-        return _Ticket(f"{ask.session}/{ask.turn}#{self._count}", ask, loop, loop.create_future())
+        key = f"{ask.session}/{ask.turn}#{next(self._numbers)}"
+        return _Ticket(key, ask, prompt, params, loop, loop.create_future())
 
     async def release(self, session: str) -> None:
         """Nothing is kept by session: prefixes age out of the cache by themselves."""
@@ -176,9 +175,7 @@ class InProcessEngine(Control):
     # --- control ------------------------------------------------------------------------------------------------------
 
     async def sample_alone(self, ask: Ask) -> Sampled:
-        await self._prepare(ask)
-        with self._changed:
-            ticket = self._ticket(ask)
+        ticket = await self._ticket(ask)
 
         def sample() -> None:
             if self._running:
@@ -343,33 +340,16 @@ class InProcessEngine(Control):
         return bool(moving or self._closed or self._errands or self._left)
 
     def _add(self, ticket: _Ticket) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        ask, so_far = ticket.ask, len(ticket.said.ids) if ticket.said is not None else 0
         try:
-            params = SamplingParams(
-                temperature=ask.temperature,
-                top_p=ask.top_p,
-                top_k=ask.top_k,
-                # A turn that goes on must not draw again what it drew at its beginning.
-                seed=(seed_for(ask.seed, so_far) if so_far else ask.seed) % (1 << 63),
-                max_tokens=min(ask.max_tokens, self.settings.context_tokens - token_count(ask.segments)) - so_far,
-                stop_token_ids=list(ask.stop_ids),
-                ignore_eos=True,
-                logit_bias=dict.fromkeys(ask.banned_ids, BAN) or None,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            prompt = prompt_of(ask, self._codec, ticket.said.ids if ticket.said is not None else ())
-            lora = adapter.request() if ask.adapter else None
-            ticket.engine_id = self._engine.add_request(ticket.key, prompt, params, lora_request=lora)
+            lora = adapter.request() if ticket.ask.adapter else None
+            ticket.engine_id = self._engine.add_request(ticket.key, ticket.prompt, ticket.params, lora_request=lora)
         except Exception as error:  # this turn's alone: the engine has not taken it
             _tell([_Told(ticket, error=_as_engine_error(error))])
             return
         self._running[ticket.key] = ticket
+
+    def _prepared(self, ask: Ask, said: Sequence[int] = ()) -> tuple[Any, Any]:
+        return prompt_of(ask, self._codec, said), params_of(ask, self.settings.context_tokens, said)
 
     def _put_back(self) -> None:
         """Take the turns in flight out of the engine, with what they have said; they go on from there when it does.
@@ -386,6 +366,8 @@ class InProcessEngine(Control):
             output = state.make_request_output([], None, FinishReason.ABORT, None)
             if output is not None and output.outputs[0].token_ids:
                 ticket.said = self._sampled(ticket, output)
+            said = ticket.said.ids if ticket.said is not None else ()
+            ticket.prompt, ticket.params = self._prepared(ticket.ask, said)  # what vLLM was given is its own
         self._engine.abort_request([ticket.engine_id for ticket in tickets], internal=True)
         self._running.clear()
         with self._changed:

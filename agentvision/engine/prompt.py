@@ -1,4 +1,4 @@
-"""A turn's prompt as vLLM takes it in one process: the trainer's own ids and pixels, by reference."""
+"""A turn as vLLM takes it in one process: the trainer's own ids and pixels, by reference, and how to draw."""
 
 from __future__ import annotations
 
@@ -8,8 +8,34 @@ from typing import Any
 import torch
 
 from agentvision.engine.types import Ask
-from agentvision.tokens import Codec, trainer_ids
+from agentvision.seeds import seed_for
+from agentvision.tokens import Codec, token_count, trainer_ids
 from agentvision.types import ImageSegment
+
+BAN = -100.0
+"""What is added to a banned id's logit: nothing is left of it in float32."""
+
+
+def params_of(ask: Ask, context_tokens: int, said: Sequence[int] = ()) -> Any:
+    """How to draw what is left of a turn that has said so much, in a context of so many tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        top_k=ask.top_k,
+        # A turn that goes on must not draw again what it drew at its beginning.
+        seed=(seed_for(ask.seed, len(said)) if said else ask.seed) % (1 << 63),
+        max_tokens=min(ask.max_tokens, context_tokens - token_count(ask.segments)) - len(said),
+        stop_token_ids=list(ask.stop_ids),
+        ignore_eos=True,
+        logit_bias=dict.fromkeys(ask.banned_ids, BAN) or None,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def prompt_of(ask: Ask, codec: Codec, said: Sequence[int] = ()) -> Any:
