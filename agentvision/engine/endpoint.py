@@ -16,7 +16,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from agentvision.tokens import Codec
 
 GENERATE = "/inference/v1/generate"
+_PAUSE = "/pause?mode=abort&clear_cache=false"
 _KNOWN_IMAGES = 1 << 16
 _RESET_TRIES, _RESET_S = 20, 0.1
 _PAUSED_S = 0.2
@@ -92,7 +93,7 @@ class Endpoint:
         self._torn = False  # an update was begun, and no resume came after its end
         self._finished: str | None = None  # the version of an update that has ended, until the resume
         self._calls = 0  # of the trainer's side, under way
-        self._heard = 0.0  # when the last of them ended, by `time.monotonic`; 0: it failed
+        self._heard = -math.inf  # when the last of them ended well, by `time.monotonic`
         self._going = asyncio.Event()  # cleared while the trainer has it paused
         self._going.set()
         self._pauses = 0
@@ -130,18 +131,20 @@ class Endpoint:
     async def check(self, *, timeout_s: float) -> None:
         """Raise `EngineLost` unless the server is well: its front, and, where it can be asked, the engine behind it.
 
-        Where it can be asked, `weights` and `paused` are what it says: one that was started again has its first weights.
+        Where it can be asked, `weights` and `paused` are what it says: one that was started again has its first weights. All
+        of it together has `timeout_s`.
         """
         await on_network(self._check(timeout_s))
 
     async def _check(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
         health = await self._wire.call("GET", "/health", timeout_s=timeout_s)
         if health.status != 200:
             raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
         # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.
         if self.info is not None and self.info.control and not self.updating:
-            self._weights_are(await self._weight_info(timeout_s))
-            self.paused = await self._is_paused(timeout_s)
+            self._weights_are(await self._weight_info(round(until - time.monotonic(), 2)))
+            self.paused = await self._is_paused(round(until - time.monotonic(), 2))
 
     async def _weight_info(self, timeout_s: float) -> str:
         reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
@@ -175,15 +178,24 @@ class Endpoint:
                 await self._paused_by_another(part, weights)
 
     async def sample_alone(self, ask: Ask) -> Sampled:
-        """The server itself is resumed for it; what this process asks of it waits here until `resume`."""
+        """The server itself is resumed for it, and paused again where it fails: other processes may ask a server that is not.
+
+        What this process asks of it waits here until `resume`.
+        """
         return await on_network(self._sample_alone(ask))
 
     async def _sample_alone(self, ask: Ask) -> Sampled:
+        ask = self._fitted(ask)
         await self._control("POST", "/resume")
-        with self._calling():
-            part = await self._sample_part(self._fitted(ask), ())
-        if part.aborted:
-            raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
+        try:
+            with self._calling():
+                part = await self._sample_part(ask, ())
+            if part.aborted:
+                raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
+        except (EngineError, ValueError):
+            with suppress(EngineError):
+                await self._control("POST", _PAUSE)
+            raise
         return part.sampled
 
     def _fitted(self, ask: Ask) -> Ask:
@@ -309,7 +321,7 @@ class Endpoint:
     async def _pause(self) -> None:
         self.hold()
         async with self._ordering:
-            await self._control("POST", "/pause?mode=abort&clear_cache=false")
+            await self._control("POST", _PAUSE)
 
     def hold(self) -> None:
         """Ask no further turns until `release`: the process that brings weights is about to pause the server."""
@@ -403,7 +415,7 @@ class Endpoint:
     @contextmanager
     def _calling(self) -> Iterator[None]:
         self._calls += 1
-        self._heard = 0.0
+        self._heard = -math.inf
         try:
             yield
             self._heard = time.monotonic()

@@ -349,6 +349,27 @@ async def test_a_pause_of_another_process_that_does_not_end_is_a_failure(codec, 
         await endpoint.sample(ask_of(Talk(codec)))
 
 
+@pytest.mark.parametrize("fault", ["nan", "abort", "500", "400"])
+async def test_a_turn_alone_that_fails_leaves_the_server_paused(codec, serve, endpoint_of, fault):
+    """It shows nothing of its weights, and other processes would ask a server that is not paused."""
+    server = serve(fault=lambda turn: fault)
+    endpoint = endpoint_of(server)
+    await endpoint.pause()
+    with pytest.raises((EngineError, ValueError)):
+        await endpoint.sample_alone(ask_of(Talk(codec)))
+    assert server.paused and endpoint.held
+
+
+async def test_a_turn_alone_without_room_does_not_resume_the_server(codec, serve, endpoint_of):
+    server = serve(max_model_len=3)
+    endpoint = endpoint_of(server)
+    await endpoint.probe()
+    await endpoint.pause()
+    with pytest.raises(ValueError, match="has room for"):
+        await endpoint.sample_alone(ask_of(Talk(codec)))
+    assert server.paused
+
+
 async def test_workers_that_do_not_answer_prove_nothing(codec, serve, endpoint_of):
     with pytest.raises(EngineError, match=r"'agentvision_received' \(\[\]\).*--worker-extension-cls"):
         await endpoint_of(serve(workers=False)).call_worker("agentvision_received")
@@ -410,6 +431,26 @@ async def test_a_torn_update_leaves_weights_of_no_version_whatever_the_server_sa
 async def test_a_cache_that_cannot_be_forgotten_is_an_error(codec, serve, endpoint_of):
     with pytest.raises(EngineError, match="keeps its prefix cache"):
         await endpoint_of(serve(prefix_busy=True)).reset_caches()
+
+
+async def test_a_look_has_one_deadline_for_all_that_it_asks(codec, serve, endpoint_of):
+    server = serve()
+    endpoint = endpoint_of(server)
+    await endpoint.probe()
+    calling = endpoint._wire.call
+
+    async def slow(method, path, **options):
+        if path != "/is_paused":
+            await asyncio.sleep(0.3)
+        else:
+            server.hang_engine()
+        return await calling(method, path, **options)
+
+    endpoint._wire.call = slow
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(EngineLost, match="/is_paused"):
+        await endpoint.check(timeout_s=1.0)
+    assert asyncio.get_running_loop().time() - began < 1.5
 
 
 async def test_well_is_the_engine_too_where_it_can_be_asked(codec, serve, endpoint_of):
