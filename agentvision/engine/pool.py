@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
-from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
+from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled, SyncError
 from agentvision.errors import first_line
 
 _log = logging.getLogger(__name__)
@@ -197,8 +197,7 @@ class Pool:
                 return able
             if any(self._is_held(m.endpoint) for m in well):  # a trainer's pause is no outage
                 until = loop.time() + self._patience_s
-            errors = [m.error for m in self._members]
-            hopeless = all(isinstance(e, EngineError) and not isinstance(e, EngineLost) for e in errors)
+            hopeless = not well and all(_stays(m.error) for m in self._members)
             if hopeless or loop.time() >= until:
                 named = "; ".join(f"{m.endpoint.url}: {first_line(m.error)}" for m in self._members)
                 kind = EngineError if hopeless else EngineLost
@@ -230,6 +229,10 @@ class Pool:
     def _is_held(self, endpoint: Endpoint) -> bool:
         return endpoint.held or (self._follows and endpoint.paused)
 
+    def _takes_weights(self, member: _Member) -> bool:
+        """Another process brings them: the server may be long about any answer, and until it is over nobody waits for one."""
+        return self._follows and member.endpoint.held
+
     def _is_able(self, member: _Member) -> bool:
         return member.serving and self._has_newest(member.endpoint) and not self._is_held(member.endpoint)
 
@@ -254,6 +257,8 @@ class Pool:
                 await asyncio.wait_for(member.look_now.wait(), self._look_s)
 
     async def _look(self, member: _Member) -> None:
+        if self._takes_weights(member):
+            return
         member.stale = member.stale + 1 if self._is_behind(member) else 0
         able = self._is_able(member)
         try:
@@ -265,7 +270,8 @@ class Pool:
             if self._is_able(member) and not able:
                 self._changed.set()
         except Exception as error:  # `admit` is others' code
-            self._take_out(member, error)
+            if not self._takes_weights(member):
+                self._take_out(member, error)
 
     def _refuse_if_late(self, member: _Member) -> None:
         """An engine that takes weights is not asked whether it is well; its turns wait no longer than a look for one that is
@@ -326,3 +332,8 @@ class Pool:
         if member.serving and not self._closed:
             _log.warning("%s gets no turns: %s", member.endpoint.url, first_line(error))
         member.serving, member.error = False, error
+
+
+def _stays(error: Exception) -> bool:
+    """Whether no waiting mends it. A server that is gone may come back, and weights that did not arrive are sent again."""
+    return isinstance(error, EngineError) and not isinstance(error, EngineLost | SyncError)

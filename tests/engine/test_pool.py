@@ -9,7 +9,7 @@ import pytest
 
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.pool import Pool
-from agentvision.engine.types import EngineError, EngineLost
+from agentvision.engine.types import EngineError, EngineLost, SyncError
 from agentvision.tokens import engine_ids
 from agentvision.types import Message, TextSegment
 
@@ -82,6 +82,11 @@ async def in_flight(pool, servers, talks):
 async def until_serving(pool, count):
     await pool.ready()
     await until(lambda: len(pool.controls()) == count)
+
+
+async def until_ready(pool):
+    await until(lambda: pool.controls())
+    await pool.ready()
 
 
 async def test_a_group_stays_together_unless_that_is_much_busier(codec, serve):
@@ -451,6 +456,65 @@ async def test_turns_of_a_pool_that_follows_live_through_the_updates_of_the_firs
             await pool.expect(version)
         await episodes
     assert len(heard) == 40 and len({(session, turn) for session, turn, *_ in heard}) == 40
+
+
+async def test_a_pool_that_follows_takes_no_server_for_lost_that_takes_weights(codec, serve):
+    """An engine that fetches a large bucket answers nobody for minutes; its turns go on where they were, under the new weights."""
+    server = serve(latency_s=lambda turn: 0.5)
+    async with pool_of(codec, server) as first, pool_of(codec, server, follows=True) as pool:
+        await until_serving(first, 1)
+        await until_serving(pool, 1)
+        turn = asyncio.create_task(pool.sample(ask_of(Talk(codec), max_tokens=40)))
+        await until(lambda: server.turns)
+        await pool.hold()
+        await first.controls()[0].pause()
+        await until(lambda: server.turns[0].answer is not None)
+        server.hang_engine()
+        pool._answer_s = 0.1
+        await asyncio.sleep(0.5)
+        assert len(pool.controls()) == 1 and not turn.done()
+        pool._answer_s = 10.0
+        server.go_on()
+        await bring(first.controls()[0], 1)
+        await pool.expect(1)
+        assert [span.version for span in (await turn).versions][-1] == 1
+        assert len(server.turns) == 2, "it went on"
+
+
+async def test_turns_wait_for_one_that_takes_weights_whatever_it_failed_at_once(codec, serve):
+    """What kept it away before it was taken back says nothing about a pause of the trainer's."""
+    server = serve(exact=False)
+    async with pool_of(codec, server) as pool:
+        with pytest.raises(EngineError, match="chat alone"):
+            await pool.ready()
+        server.exact = True
+        await until_ready(pool)
+        (control,) = pool.controls()
+        await control.pause()
+        asked = asyncio.create_task(pool.sample(ask_of(Talk(codec))))
+        await asyncio.sleep(0.2)
+        assert not asked.done()
+        await bring(control, 1)
+        assert (await asked).versions[0].version == 1
+
+
+async def test_weights_that_did_not_arrive_are_waited_for(codec, serve):
+    """They are sent again at every look, so a turn does not fail by it at once."""
+    server, tries = serve(), []
+
+    async def admit(endpoint):
+        tries.append(endpoint.url)
+        if len(tries) < 3:
+            raise SyncError("a tensor did not arrive")
+        await bring(endpoint, 2)
+
+    async with pool_of(codec, server, admit=admit) as pool:
+        await until_serving(pool, 1)
+        await bring(pool.controls()[0], 2)
+        server.die()
+        server.start()
+        assert (await pool.sample(ask_of(Talk(codec)))).versions[0].version == 2
+        assert len(tries) == 3
 
 
 async def test_a_pause_that_nobody_stands_behind_is_undone(codec, serve):
