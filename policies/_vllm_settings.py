@@ -33,6 +33,7 @@ _NEEDED = (
     "weight_transfer_config", "worker_extension_cls",
 )  # fmt: skip
 """Arguments of vLLM's without which its ids, log-probs or weights would not be exact."""
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def problems(
@@ -46,6 +47,7 @@ def problems(
     engine: Mapping[str, Any],
 ) -> Iterator[str]:
     """Everything that cannot be, a sentence each."""
+    engine = {name.replace("-", "_"): value for name, value in engine.items()}  # servers take a flag's dashes too
     if placement == "server" and not endpoints:
         yield "policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers"
     if placement != "server" and endpoints:
@@ -71,9 +73,16 @@ def problems(
                 f"policy.options.weights_host: {weights_host!r} is no address; write HOST or HOST:PORT, where the servers "
                 "reach this machine"
             )
+    sizes: dict[str, int] = {}
+    for name in _PARALLEL:
+        size = engine.get(name, 1)
+        if isinstance(size, int) and size >= 1:
+            sizes[name] = size
+        else:
+            yield f"policy.options.engine.{name} is {size!r}; take a whole number from 1 on, or leave it out"
     if placement == "colocate" and ranks() > 1:
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if int(engine.get(name) or 1) > 1:
+            if sizes.get(name, 1) > 1:
                 yield (
                     f"policy.options.engine.{name}={engine[name]!r} cannot be: there are {ranks()} training processes, and with "
                     "policy.placement 'colocate' each has an engine of its own, on its own device; leave it out, or take "
@@ -81,14 +90,18 @@ def problems(
                 )
     if device != "cpu" and device != "auto" and not torch.cuda.is_available():
         yield f"model.device is {device!r}, and torch sees no GPU here; take 'auto' or 'cpu'"
-    if devices and len(devices) != servers:
+    if placement != "separate":
+        for name, given in (("servers", servers > 1), ("devices", devices)):
+            if given:
+                yield f"policy.options.{name} belongs to policy.placement 'separate', and the placement is {placement!r}"
+    elif devices and len(devices) != servers:
         yield (
             f"policy.options.servers is {servers} and policy.options.devices is for {len(devices)}: {list(devices)!r}; "
             'name each server\'s, as in ["0,1", "2,3"]'
         )
     if api_key_env is not None and not os.environ.get(api_key_env):
         yield f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set"
-    if int(engine.get("data_parallel_size") or 1) > 1:
+    if sizes.get("data_parallel_size", 1) > 1:
         yield (
             "policy.options.engine.data_parallel_size cannot be: vLLM answers for the first of its replicas alone, so new "
             "weights could not be proven in the others; take policy.placement 'separate' and policy.options.servers"
