@@ -114,9 +114,11 @@ class BySharedMemory:
         places, end = laid_out(bucket)
         with new_memory(end) as memory:
             whole = torch.frombuffer(memory.buf, dtype=torch.uint8)
-            for place, (_, tensor) in zip(places, bucket, strict=True):
-                whole[place.offset : place.offset + place.bytes].copy_(bytes_of(tensor))
-            del whole  # it holds the buffer, which could not be closed
+            try:
+                for place, (_, tensor) in zip(places, bucket, strict=True):
+                    whole[place.offset : place.offset + place.bytes].copy_(bytes_of(tensor))
+            finally:
+                del whole  # it holds the buffer, which could not be closed
             yield {"memory": memory.name, "places": told(places)}
 
 

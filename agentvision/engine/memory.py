@@ -27,5 +27,5 @@ def new_memory(size: int) -> Iterator[SharedMemory]:
             ) from error
         yield memory
     finally:
+        memory.unlink()  # first: it cannot be closed while anything still looks at it
         memory.close()
-        memory.unlink()

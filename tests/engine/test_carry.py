@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentvision.engine.carry import (
+    _SHARED,
     ByReference,
     BySharedMemory,
     bytes_of,
@@ -21,6 +22,7 @@ from agentvision.engine.carry import (
 )
 from agentvision.engine.digest import tensor_digest
 from agentvision.engine.lend import ByNetwork, Listener, fetched
+from agentvision.engine.memory import PREFIX
 from agentvision.engine.sync import buckets
 from agentvision.engine.types import EngineError
 
@@ -91,6 +93,14 @@ def test_shared_memory_is_gone_when_the_sender_is_done():
         assert mapped(info["memory"]).numel() == 64
     with pytest.raises(FileNotFoundError):
         mapped(info["memory"])
+
+
+def test_shared_memory_is_gone_too_when_a_tensor_cannot_be_copied():
+    before = set(_SHARED.glob(f"{PREFIX}*"))
+    whole, gone = torch.ones(3), torch.empty(3, device="meta")  # one that has no bytes to copy
+    with pytest.raises(NotImplementedError), BySharedMemory().carry([("a", whole), ("b", gone)]):
+        pass
+    assert set(_SHARED.glob(f"{PREFIX}*")) == before
 
 
 def test_a_worker_sees_the_senders_memory_by_what_is_in_it():
