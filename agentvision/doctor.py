@@ -18,6 +18,7 @@ import torch
 
 from agentvision import build
 from agentvision.data import open_questions
+from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Gap, gap_of
 from agentvision.errors import AgentVisionError, first_line
 from agentvision.images import ImageStore
@@ -144,13 +145,13 @@ async def _rollouts(patient: _Patient) -> Finding:
 
 async def _tokens(patient: _Patient) -> Finding:
     """The engine's own expansion of the prompt, and its grids, against the ledger's."""
-    expand = getattr(getattr(patient.learner.policy, "engine", None), "expand", None)
-    if expand is None:
+    engine = getattr(patient.learner.policy, "engine", None)
+    if not isinstance(engine, InProcessEngine):
         says = "the policy computes with the ledger's own ids, or its servers compare them at every turn"
         return Finding("tokens", None, says)
     codec, different = patient.learner.codec, 0
     for trajectory in patient.trajectories:
-        told = await expand(trajectory.segments, patient.store)
+        told = await engine.expand(trajectory.segments, patient.store)
         grids = tuple(s.grid for s in trajectory.segments if isinstance(s, ImageSegment))
         different += told.ids != tuple(trainer_ids(trajectory.segments, codec.image_token_id)) or told.grids != grids
     total = len(patient.trajectories)
@@ -228,6 +229,8 @@ async def _template(patient: _Patient) -> Finding:
 async def _memory(patient: _Patient) -> Finding:
     """Forward and backward over the largest micro-batch that the recipe allows."""
     recipe, learner = patient.recipe, patient.learner
+    if not patient.examples:
+        return Finding("memory", None, "nothing was sampled, so there is nothing to make a batch of")
     if not recipe.trainer.max_staleness:
         await learner.policy.rest()  # as in a step; this check is the last
     longest = max(patient.examples, key=lambda e: token_count(e.segments))

@@ -8,6 +8,7 @@ import torch
 from agentvision import doctor
 from agentvision.cli import main
 from agentvision.doctor import examine
+from agentvision.images import ImageStore
 from agentvision.policies.transformers import TransformersPolicy
 from agentvision.recipe import load_recipe
 
@@ -86,6 +87,11 @@ async def test_a_batch_that_does_not_fit_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setattr(doctor, "gap_of", lambda *a, **k: doctor.Gap(1, 0.0, 0.0))
     finding = named(await examine(tiny()))["memory"]
     assert finding.ok is False and "trainer.micro_batch_tokens" in finding.says
+
+
+async def test_where_nothing_was_sampled_there_is_no_batch_to_try():
+    finding = await doctor.CHECKS["memory"](doctor._Patient(tiny(), None, ImageStore()))
+    assert finding.ok is None and "nothing was sampled" in finding.says
 
 
 def test_the_command_prints_json_and_its_exit_code_says_whether_all_is_well(capsys, monkeypatch):
