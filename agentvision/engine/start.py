@@ -31,7 +31,7 @@ def started(settings: EngineSettings) -> Any:
     for name, value in settings.environment().items():
         os.environ.setdefault(name, value)
     try:
-        with _untouched(), _world_of_its_own():
+        with _untouched(settings.gpu), _world_of_its_own():
             if settings.on_cpu:
                 from torch import _dynamo  # the variable comes too late for a torch that is imported
 
@@ -102,19 +102,19 @@ def _why(error: Exception) -> str:
 
 
 @contextmanager
-def _untouched() -> Iterator[None]:
-    """What vLLM changes for the whole process while it starts, put back: random states, torch's number of threads, and what a
-    launcher said of the ranks on this machine."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _untouched(gpu: int | None) -> Iterator[None]:
+    """What vLLM changes for the whole process while it starts, put back: random states, those of its `gpu` too, torch's number of
+    threads, and what a launcher said of the ranks on this machine."""
+    states = random.getstate(), np.random.get_state()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # its own affair
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     local = os.environ.get("LOCAL_WORLD_SIZE")
     try:
-        yield
+        with torch.random.fork_rng(devices=[] if gpu is None else [gpu]):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         if local is not None:
