@@ -19,10 +19,12 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def tensor_digest(tensor: Tensor) -> int:
-    """Of one tensor's bits and where they stand. Any single change, and any swap of two elements, gives another number.
+    """Of one tensor's bits and where they stand: of any type and shape, a signed 64-bit integer.
+
+    Any single change, and any swap of two elements, gives another number.
 
     Σ x_i · w_i with w_i odd: a change δ of one element moves the sum by δ·w_i, which is not 0 modulo 2^64; a swap moves it
-    by (x_i - x_j)·(w_i - w_j), neither of which has enough factors of two to vanish.
+    by (x_i - x_j)·(w_i - w_j), neither of which has enough factors of two to vanish where elements have up to four bytes.
     """
     bits = _bits(tensor).flatten()
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)

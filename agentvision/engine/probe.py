@@ -25,6 +25,8 @@ from agentvision.types import ImageSegment, Segment, TextSegment
 _WORDS = 160
 """Tokens of text in the prompt at least: more than vLLM's largest default block (128, on a CPU)."""
 _TURN_TOKENS = 16
+_PASS_TOKENS = 8192
+"""Tokens of one forward pass of the trainer's module."""
 MEAN_GAP = {torch.float32: 1e-4}
 """Mean |Δ log-prob| up to which two float32 computations are the same."""
 LOW_PRECISION_GAP = 0.1
@@ -98,18 +100,21 @@ def gap_of(
     config: Any = model.config
     device = next(model.parameters()).device
     deltas = [torch.zeros(0)]
-    was_training = model.training
-    model.eval()
-    for batch in micro_batches(
+    batches = micro_batches(
         examples,
-        max_tokens=8192,
+        max_tokens=_PASS_TOKENS,
         merge=codec.vision.merge,
         share=config._attn_implementation in ("sdpa", "eager"),
         hidden=config.get_text_config().hidden_size,
-    ):
-        there = batch.to(device)
-        deltas.append((scorer(there, partial(codec.pixels, store)).logprobs - there.recorded).abs().float().cpu())
-    model.train(was_training)
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            there = batch.to(device)
+            deltas.append((scorer(there, partial(codec.pixels, store)).logprobs - there.recorded).abs().float().cpu())
+    finally:
+        model.train(was_training)
     delta_N = torch.cat(deltas)
     if not len(delta_N):
         return Gap(0, 0.0, 0.0)

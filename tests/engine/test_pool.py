@@ -459,7 +459,7 @@ async def test_turns_of_a_pool_that_follows_live_through_the_updates_of_the_firs
 
 
 async def test_a_pool_that_follows_takes_no_server_for_lost_that_takes_weights(codec, serve):
-    """An engine that fetches a large bucket answers nobody for minutes; its turns go on where they were, under the new weights."""
+    """An engine that fetches a large bucket answers nobody for minutes; its turns go on where they were."""
     server = serve(latency_s=lambda turn: 0.5)
     async with pool_of(codec, server) as first, pool_of(codec, server, follows=True) as pool:
         await until_serving(first, 1)
