@@ -58,7 +58,12 @@ def tells_of_lost_rank(error: RuntimeError) -> bool:
 
 
 async def in_thread(work: Callable[[], _T]) -> _T:
-    """`asyncio.to_thread` on this thread's GPU: a thread has a current device of its own, the first if it is not told."""
+    """`asyncio.to_thread` on this thread's GPU."""
+    return await asyncio.to_thread(on_this_gpu(work))
+
+
+def on_this_gpu(work: Callable[[], _T]) -> Callable[[], _T]:
+    """The same work for another thread: each has a current device of its own, the first GPU if it is not told."""
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def there() -> _T:
@@ -66,4 +71,4 @@ async def in_thread(work: Callable[[], _T]) -> _T:
             torch.cuda.set_device(device)
         return work()
 
-    return await asyncio.to_thread(there)
+    return there

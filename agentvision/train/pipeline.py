@@ -17,8 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
+from agentvision.engine.ranks import on_this_gpu
 from agentvision.images import ImageStore
 from agentvision.train.collect import Collected
 
@@ -61,14 +60,7 @@ class Pipeline:
             return work()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentvision-update")
-        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-
-        def in_thread() -> T:
-            if device is not None:  # each thread has a current device of its own
-                torch.cuda.set_device(device)
-            return work()
-
-        working = asyncio.get_running_loop().run_in_executor(self._thread, in_thread)
+        working = asyncio.get_running_loop().run_in_executor(self._thread, on_this_gpu(work))
         try:
             return await asyncio.shield(working)
         except asyncio.CancelledError:
