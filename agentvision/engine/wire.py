@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
@@ -39,20 +39,27 @@ class Reply:
         return f"status {self.status}" + (f": {' '.join(str(message).split())[:500]}" if message else "")
 
 
+def _is_address(parts: SplitResult) -> bool:
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    try:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        return False
+
+
 class Wire:
     """`url` is `http://host:port`, `https://…`, or `unix:///path/of/a/socket`; a trailing `/v1` is left out."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "unix") or not (
-            parts.path if parts.scheme == "unix" else parts.hostname
-        ):
-            raise EngineError(
-                f"{url!r} is no inference server's address: write http://HOST:PORT, or unix:///PATH for a Unix socket"
-            )
         if parts.username or parts.password:
             raise EngineError(
                 f"the address of {parts.hostname!r} holds a password; pass it as api_key, which is not logged"
+            )
+        if not _is_address(parts):
+            raise EngineError(
+                f"{url!r} is no inference server's address: write http://HOST:PORT, or unix:///PATH for a Unix socket"
             )
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         socket = parts.path if parts.scheme == "unix" else None

@@ -191,7 +191,9 @@ async def test_a_key_is_sent_and_never_told(codec, serve, endpoint_of):
     assert "wr0ng" not in f"{caught.value} {wrong!r} {wrong._wire!r}"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "unix://", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host", "unix://", "http://", "http://host:port", "http://host:99999", ""]
+)
 def test_an_address_that_is_none_is_refused(codec, url):
     with pytest.raises(EngineError, match="is no inference server's address"):
         Endpoint(url, codec=codec)
@@ -199,7 +201,7 @@ def test_an_address_that_is_none_is_refused(codec, url):
 
 def test_an_address_with_a_password_is_refused_without_telling_it(codec):
     with pytest.raises(EngineError, match="'host' holds a password") as caught:
-        Endpoint("http://me:s3cret@host:1", codec=codec)
+        Endpoint("http://me:s3cret@host:port", codec=codec)
     assert "s3cret" not in str(caught.value)
 
 
