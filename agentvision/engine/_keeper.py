@@ -4,7 +4,7 @@
 
 A server's engine outlives a server that is killed, and the server its parent; this small process between them outlives
 neither. Its standard input is a pipe that its parent holds and never writes to: when the parent closes it or dies, however
-it dies, the pipe ends. Of a parent that is gone it also removes what that can no more: its FOLDER, and shared memory whose
+it dies, the pipe ends. When the parent is gone this process also removes what it left: its FOLDER, and shared memory whose
 names begin with MEMORY. The group stays in this process's session, so that a parent whose keeper was killed finds it.
 It is run by its path and imports the standard library alone.
 """

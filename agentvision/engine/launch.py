@@ -2,8 +2,8 @@
 
 Each listens on a Unix socket in a private folder: its development routes, which weights come by, call any method of the
 engine and ask for no key, so on a port every user of the machine could. Each stands under a keeper (`_keeper.py`) that ends
-all of its processes when it dies or when this process does, and then also removes what this process has no more time for: the
-folder, and weights in shared memory. One that dies or does not answer is started again, a bounded number of times, at the
+all of its processes when it dies or when this process does; when this process has died it also removes what that left behind:
+the folder, and weights in shared memory. One that dies or does not answer is started again, a bounded number of times, at the
 same address; what weights it then has is the pool's affair.
 """
 
@@ -140,9 +140,8 @@ class _Server:
         command = [sys.executable, "-I", str(KEEPER), str(self._folder), PREFIX, *self._plan.command(self._socket)]
         environment = self._plan.environment(self._index)
         if len(str(self._folder)) < _SOCKETS_CHARS:
-            environment.setdefault(
-                "VLLM_RPC_BASE_PATH", str(self._folder)
-            )  # a server that is killed leaves its sockets
+            # A server that is killed leaves its sockets: here they go with the folder.
+            environment.setdefault("VLLM_RPC_BASE_PATH", str(self._folder))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -209,9 +208,8 @@ class _Server:
 
     def _log_end(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-12:]
-        name = (
-            "its log" if self._plan.logs is None else repr(str(self.log))
-        )  # without a folder it is gone with the servers
+        # Without a folder for it the log is gone with the servers: its path would be of no use.
+        name = "its log" if self._plan.logs is None else repr(str(self.log))
         return f"The end of {name}:\n" + "\n".join(line[:300] for line in lines)
 
 
@@ -263,10 +261,10 @@ class Servers:
                 return
             _log.warning("The vLLM server %s %s; it is started again (%d left).", server.url, how, left - 1)
             await server.stop()
-            server.spawn()
             try:
+                server.spawn()
                 await server.ready()
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # no room for a process, or for its log
                 _log.warning("%s", error)
 
     async def close(self) -> None:

@@ -40,10 +40,11 @@ _LEAST_BYTES = 8 << 20
 _PIECE = 4 << 20
 """Bytes between two looks at the clock."""
 CONNECT_S, STALL_S, WITHIN_S = 10.0, 20.0, 90.0
-"""To connect; without a byte; for a whole bucket. Together less than a control call may take, so that the reason is heard."""
+"""To connect; without a byte; for a whole bucket, with its connections. The last two together are less than a control call may
+take, so that the trainer hears the reason."""
 _HELLO_S = 5.0
 _STRANGERS = 256
-"""Connections that have not shown the token, and how long one may take to."""
+"""How long a connection may take to show the token, and how many that have not may be open at a time."""
 _POLL_S = 0.05
 
 
@@ -63,7 +64,7 @@ class Lent:
 
 @dataclass(slots=True)
 class Network:
-    """Lends buckets at an address of this machine, or at `host` ("HOST" or "HOST:PORT"), by which workers are to reach it."""
+    """Lends buckets at an address of this machine. `host` ("HOST", "HOST:PORT") is what workers are told, where it is another."""
 
     host: str | None = None
     _open: dict[tuple[str, int], Listener] = field(default_factory=dict)
@@ -134,9 +135,8 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.token = secrets.token_hex(32)
         self.lent: dict[str, Sequence[memoryview]] = {}
         self.users = 0
-        self._connections: dict[
-            socket.socket, float | None
-        ] = {}  # since when a stranger's; None: it has shown the token
+        self._connections: dict[socket.socket, float | None] = {}
+        """Since when each is a stranger's; None: it has shown the token."""
         self._changing = threading.Lock()
         try:
             super().__init__((host, port), _Handler)

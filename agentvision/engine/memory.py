@@ -1,4 +1,4 @@
-"""Shared memory under names that are known beforehand, so that who outlives this process can remove what it left."""
+"""Shared memory under names that are known beforehand, so that a process that outlives this one can remove what it left."""
 
 from __future__ import annotations
 

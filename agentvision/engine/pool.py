@@ -221,7 +221,8 @@ class Pool:
     # --- servers ----------------------------------------------------------------------------------------------------
 
     def _has_newest(self, endpoint: Endpoint) -> bool:
-        """Before any were brought, all have. After that a number is not enough: it may be of another run's weights."""
+        """Before any weights were brought, every server has the newest. After that a number alone is not enough: another run's
+        weights may have the same."""
         if self._newest is None:
             return endpoint.weights is not None
         return endpoint.weights == self._newest and (self._follows or endpoint.brought == self._newest)
