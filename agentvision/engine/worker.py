@@ -66,4 +66,5 @@ class WeightReader(adapter.AdapterReader):
 
     def agentvision_cached(self) -> str:
         """How many images' features are kept."""
-        return str(len(getattr(self.model_runner, "encoder_cache", ())))
+        # A runner without it is one that this proof does not know: an error, not 0. It is None for a model without images.
+        return str(len(self.model_runner.encoder_cache or ()))
