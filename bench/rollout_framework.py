@@ -7,7 +7,8 @@ original and then answers. The engine answers no turn before all episodes have a
 words are tokens already, so that what is left is the framework's. A step is a turn: its request, the completion's entry into the
 ledger, `env.step` with the tool, the reply's tokens; an episode's beginning and end are shared out over its steps. Time is
 the processor's, over all threads, without the seconds spent on pixels (decoding, resampling, hashing, preprocessing),
-which are counted apart with how often they were worked on. Of some runs the least counts, since a machine is seldom idle.
+which are counted apart with how often they were worked on. Of some runs the least counts, since a machine is seldom idle; of
+everything else the median.
 Memory is Python's (`tracemalloc`), without pixels.
 """
 
@@ -197,7 +198,7 @@ def _checked(groups: Sequence[Group]) -> int:
 
 
 def measure(*, groups: int = 125, size: int = 16, rounds: int = 5) -> dict[str, Any]:
-    """All figures; times are the median of `rounds` runs."""
+    """All figures: `us_per_step` is the least of `rounds` runs, everything else their median."""
     job = Job(groups=groups, size=size)
     asyncio.run(timed(Job(groups=1, size=2)))  # imports
     runs = [asyncio.run(timed(job)) for _ in range(rounds)]
