@@ -189,7 +189,8 @@ class Endpoint:
         await self._control("POST", "/resume")
         try:
             with self._calling():
-                part = await self._sample_part(ask, ())
+                # A call of the trainer's: whoever waits for the update waits no longer for it than for the others.
+                part = await self._sample_part(ask, (), timeout_s=self._control_timeout_s)
             if part.aborted:
                 raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
         except (EngineError, ValueError):
@@ -236,15 +237,16 @@ class Endpoint:
     def _number(self, label: str) -> int:
         return version_number(label, who=self.url)
 
-    async def _sample_part(self, ask: Ask, said: tuple[int, ...]) -> Part:
+    async def _sample_part(self, ask: Ask, said: tuple[int, ...], *, timeout_s: float | None = None) -> Part:
+        timeout_s = timeout_s or self._timeout_s
         brought = self.brought
         images = [s.image for s in ask.segments if isinstance(s, ImageSegment)]
         known = {image for image in images if image in self._known}
-        reply = await self._generate(ask, said, images, known)
+        reply = await self._generate(ask, said, images, known, timeout_s)
         if reply.status == 400 and known:  # it may have forgotten one
             for image in known:
                 self._known.pop(image, None)
-            reply = await self._generate(ask, said, images, set())
+            reply = await self._generate(ask, said, images, set(), timeout_s)
         if reply.status != 200:
             raise self._refused_turn(reply, ask)
         for image in images:
@@ -261,7 +263,12 @@ class Endpoint:
             ) from None
 
     async def _generate(
-        self, ask: Ask, said: tuple[int, ...], images: Sequence[ImageHash], known: set[ImageHash]
+        self,
+        ask: Ask,
+        said: tuple[int, ...],
+        images: Sequence[ImageHash],
+        known: set[ImageHash],
+        timeout_s: float,
     ) -> Reply:
         parts: list[dict[str, str]] = []
         for image in images:
@@ -290,7 +297,7 @@ class Endpoint:
             body["content_parts"] = parts
         # A session's name may hold anything, a header may not.
         session = {"X-Session-ID": hashlib.sha256(ask.session.encode()).hexdigest()[:32]}
-        return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=self._timeout_s)
+        return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=timeout_s)
 
     def _refused_turn(self, reply: Reply, ask: Ask) -> Exception:
         self._refuse_key(reply)

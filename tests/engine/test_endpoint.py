@@ -351,11 +351,11 @@ async def test_a_pause_of_another_process_that_does_not_end_is_a_failure(codec, 
         await endpoint.sample(ask_of(Talk(codec)))
 
 
-@pytest.mark.parametrize("fault", ["nan", "abort", "500", "400"])
+@pytest.mark.parametrize("fault", ["nan", "abort", "500", "400", "hang"])
 async def test_a_turn_alone_that_fails_leaves_the_server_paused(codec, serve, endpoint_of, fault):
     """It shows nothing of its weights, and other processes would ask a server that is not paused."""
     server = serve(fault=lambda turn: fault)
-    endpoint = endpoint_of(server)
+    endpoint = endpoint_of(server, control_timeout_s=3.0 if fault == "hang" else 30.0)
     await endpoint.pause()
     with pytest.raises((EngineError, ValueError)):
         await endpoint.sample_alone(ask_of(Talk(codec)))
