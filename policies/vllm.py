@@ -24,15 +24,15 @@ from torch import nn
 from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import InProcessEngine
-from agentvision.engine.launch import Servers
+from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
-from agentvision.engine.pool import Pool
+from agentvision.engine.pool import PATIENCE_S, Pool
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
 from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
 from agentvision.engine.settings import EngineSettings, stored_dtype
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
-from agentvision.engine.types import Ask, Control, Engine, EngineError, Sampled, SyncError
+from agentvision.engine.types import Ask, Control, Engine, EngineError, EngineLost, Sampled, SyncError
 from agentvision.errors import PluginError, first_line
 from agentvision.policies._adapter import Sending, refused, sends_adapter
 from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
@@ -153,6 +153,11 @@ class VLLMPolicy:
             max_pixels=max_pixels,
             trust_remote_code=trust_remote_code,
         )
+        if context_tokens < (least := Probe.of(codec).tokens):
+            raise PluginError(
+                f"sampling.context_tokens is {context_tokens}, and policy.backend 'vllm' needs {least}: new weights are proven "
+                "by a turn of that length"
+            )
         sent = adapter if sends_adapter(adapter, lora) else None
         if (engine_dtype := compute_dtype or dtype) == "auto":
             engine_dtype = stored_dtype(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -180,7 +185,11 @@ class VLLMPolicy:
             if placement == "separate":
                 started, endpoints = started_servers(settings, servers, devices, logs)
             pictures = Pictures(codec.vision)  # an image is encoded once for all servers
-            made = Pool([_endpoint(url, codec, api_key_env, pictures) for url in endpoints], follows=rank() > 0)
+            made = Pool(
+                [_endpoint(url, codec, api_key_env, pictures) for url in endpoints],
+                patience_s=ServerPlan.start_s if placement == "separate" else PATIENCE_S,  # it may be started again
+                follows=rank() > 0,
+            )
 
         def load() -> nn.Module:
             return load_model(
@@ -357,8 +366,9 @@ class VLLMPolicy:
                     _log.warning("%s has not got version %d: %s", control.url, weights.version, first_line(result))
             if not controls:
                 raise SyncError(f"version {weights.version}: there is no server to bring it to")
-            if len(errors) == len(controls):
-                raise errors[0]
+            bugs = [error for error in errors if not isinstance(error, EngineError)]
+            if bugs or len(errors) == len(controls):
+                raise (bugs or errors)[0]
             self._current = weights
 
     async def _send(
@@ -376,7 +386,7 @@ class VLLMPolicy:
             self.syncs_failed += 1
             _log.warning("A sync of weights failed%s: %s", "" if left else " again", first_line(errors[0]))
             if not left or not all(isinstance(e, SyncError) for e in errors):
-                if error is None or isinstance(error, SyncError):  # else it is gone
+                if not isinstance(error, EngineLost):
                     with suppress(EngineError):
                         await control.pause()  # nothing is sampled from weights that nobody knows
                 raise error or errors[0]
@@ -395,7 +405,10 @@ class VLLMPolicy:
         return None
 
     async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
-        sampled = await control.sample_alone(self._probe.ask(adapter=weights.adapter is not None))
+        try:
+            sampled = await control.sample_alone(self._probe.ask(adapter=weights.adapter is not None))
+        except ValueError as error:  # of a server of the user's: for others `from_pretrained` sees to it
+            raise SyncError(f"version {weights.version} cannot be proven: {error}") from error
         if sampled.cached_tokens:
             raise SyncError(
                 f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "
@@ -439,9 +452,11 @@ class VLLMPolicy:
 
     async def close(self) -> None:
         """End the engine, and the servers that were started for it."""
-        await self.engine.close()
-        if self._servers is not None:
-            await self._servers.close()
+        try:
+            await self.engine.close()
+        finally:
+            if self._servers is not None:
+                await self._servers.close()
 
 
 def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Pictures) -> Endpoint:

@@ -321,7 +321,7 @@ class InProcessEngine(Control):
                 try:
                     told = _Told(errand, result=errand.do())
                 except BaseException as error:  # vLLM ends with SystemExit as well
-                    _tell([_Told(errand, error=_as_engine_error(error))])
+                    _tell([_Told(errand, error=_engine_error(error))])
                     if not isinstance(error, Exception):
                         raise
                 else:
@@ -344,7 +344,7 @@ class InProcessEngine(Control):
             lora = adapter.request() if ticket.ask.adapter else None
             ticket.engine_id = self._engine.add_request(ticket.key, ticket.prompt, ticket.params, lora_request=lora)
         except Exception as error:  # this turn's alone: the engine has not taken it
-            _tell([_Told(ticket, error=_as_engine_error(error))])
+            _tell([_Told(ticket, error=_as_told(error))])
             return
         self._running[ticket.key] = ticket
 
@@ -360,18 +360,22 @@ class InProcessEngine(Control):
         from vllm.v1.engine import FinishReason
 
         states = self._engine.output_processor.request_states
-        tickets = list(self._running.values())
-        for ticket in tickets:
-            state = states[ticket.engine_id]
-            output = state.make_request_output([], None, FinishReason.ABORT, None)
-            if output is not None and output.outputs[0].token_ids:
-                ticket.said = self._sampled(ticket, output)
-            said = ticket.said.ids if ticket.said is not None else ()
-            ticket.prompt, ticket.params = self._prepared(ticket.ask, said)  # what vLLM was given is its own
-        self._engine.abort_request([ticket.engine_id for ticket in tickets], internal=True)
+        go_on: list[_Ticket] = []
+        for ticket in self._running.values():
+            output = states[ticket.engine_id].make_request_output([], None, FinishReason.ABORT, None)
+            try:
+                if output is not None and output.outputs[0].token_ids:
+                    ticket.said = self._sampled(ticket, output)
+                said = ticket.said.ids if ticket.said is not None else ()
+                ticket.prompt, ticket.params = self._prepared(ticket.ask, said)  # what vLLM was given is its own
+            except Exception as error:  # this turn's alone
+                _tell([_Told(ticket, error=_as_told(error))])
+            else:
+                go_on.append(ticket)
+        self._engine.abort_request([ticket.engine_id for ticket in self._running.values()], internal=True)
         self._running.clear()
         with self._changed:
-            self._arrived.extendleft(reversed(tickets))
+            self._arrived.extendleft(reversed(go_on))
 
     def _deliver(self, outputs: Sequence[Any]) -> None:
         _tell(
@@ -388,7 +392,7 @@ class InProcessEngine(Control):
         try:
             return _Told(ticket, result=self._sampled(ticket, output))
         except Exception as error:
-            return _Told(ticket, error=_as_engine_error(error))
+            return _Told(ticket, error=_as_told(error))
 
     def _sampled(self, ticket: _Ticket, output: Any) -> Sampled:
         """What the turn has said, before it was put back and since."""
@@ -408,8 +412,13 @@ class InProcessEngine(Control):
         return now if ticket.said is None else joined(ticket.said, now)
 
 
-def _as_engine_error(error: BaseException) -> Exception:
-    if isinstance(error, EngineError | ValueError):
+def _as_told(error: Exception) -> Exception:
+    """What a turn's caller is told: a `ValueError` is about the turn itself."""
+    return error if isinstance(error, ValueError) else _engine_error(error)
+
+
+def _engine_error(error: BaseException) -> EngineError:
+    if isinstance(error, EngineError):
         return error
     made = EngineError(f"vLLM: {type(error).__name__}: {first_line(error)}")
     made.__cause__ = error

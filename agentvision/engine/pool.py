@@ -22,6 +22,8 @@ from agentvision.errors import first_line
 
 _log = logging.getLogger(__name__)
 
+PATIENCE_S = 120.0
+
 Admit = Callable[[Endpoint], Awaitable[None]]
 
 
@@ -63,7 +65,7 @@ class Pool:
         admit: Admit | None = None,
         look_s: float = 5.0,
         answer_s: float = 10.0,
-        patience_s: float = 120.0,
+        patience_s: float = PATIENCE_S,
         tries: int = 5,
         follows: bool = False,
     ) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from agentvision.engine.types import Ask, Sampled
 from agentvision.images import ImageStore
-from agentvision.tokens import Codec
+from agentvision.tokens import Codec, token_count
 from agentvision.train.batch import Example, micro_batches
 from agentvision.train.forward import SampledTokens
 from agentvision.types import ImageSegment, Segment, TextSegment
@@ -69,6 +69,11 @@ class Probe:
             codec, store, (TextSegment(tuple(text)), ImageSegment(1, name, grid, tokens), TextSegment(tuple(text[:8])))
         )
 
+    @property
+    def tokens(self) -> int:
+        """What an engine's context must hold."""
+        return token_count(self.segments) + _TURN_TOKENS
+
     def ask(self, *, adapter: bool = False) -> Ask:
         return Ask(
             session="agentvision-probe",
@@ -81,7 +86,7 @@ class Probe:
             top_k=0,
             max_tokens=_TURN_TOKENS,
             seed=0,
-            stop_ids=self.codec.stop_ids,
+            stop_ids=(),  # all of its tokens, whatever they are
             banned_ids=self.codec.banned_ids,
             adapter=adapter,
         )

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from agentvision import build
+from agentvision._workers import run_sync
 from agentvision.errors import ModelError, PluginError, RunError
 from agentvision.lora import is_adapted, load_adapter, read_adapter, save_adapter
 from agentvision.policy import TrainablePolicy
@@ -31,6 +32,7 @@ from agentvision.train.reference import AdapterReference, CopiedReference
 from agentvision.train.update import Updater
 from agentvision.vision_tower import use_window_batches
 
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -96,11 +98,33 @@ def make_learner(
     reference of the KL, where that did not start from the recipe's model either. Where an adapter is trained, both hold one,
     and the model is the recipe's. `logs` is for servers that are started.
     """
+    if accelerator.distributed_type in _SHARDING:
+        raise ModelError(
+            f"accelerate is set up to shard the model ({accelerator.distributed_type.value}), and checkpoints of shards cannot "
+            "be written: launch plain data parallel training (`accelerate launch --multi_gpu`), with model.lora where the "
+            "optimizer of all weights does not fit"
+        )
     if recipe.model.device == "auto":
         settings = recipe.model.model_copy(update={"device": str(accelerator.device)})
         recipe = recipe.model_copy(update={"model": settings})
+    policy, codec = _trainable(recipe, None if recipe.model.lora else model, logs=logs)
+    try:
+        return _learner(recipe, accelerator, policy, codec, model=model, reference=reference)
+    except BaseException:
+        run_sync(policy.close)  # an engine, or servers
+        raise
+
+
+def _learner(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    policy: TrainablePolicy,
+    codec: Codec,
+    *,
+    model: Path | None,
+    reference: Path | None,
+) -> Learner:
     lora = recipe.model.lora
-    policy, codec = _trainable(recipe, None if lora else model, logs=logs)
     net: Any = policy.model
     if lora and model is not None:
         load_adapter(net, model)

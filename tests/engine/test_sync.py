@@ -14,7 +14,7 @@ import torch
 from agentvision.engine import lend
 from agentvision.engine.probe import gap_of
 from agentvision.engine.sync import Sync, Weights, buckets
-from agentvision.engine.types import SyncError
+from agentvision.engine.types import BrokenNumbers, SyncError
 from agentvision.lora import adapter_parameters, add_adapter
 from agentvision.recipe.lora import Lora
 from agentvision.train.batch import Example
@@ -193,6 +193,26 @@ async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy)
     assert policy.syncs_failed == failed
     gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
     assert gap < 1e-4
+
+
+async def test_a_turn_of_broken_numbers_fails_alone_and_not_the_sync(policy, monkeypatch):
+    turns = [asyncio.create_task(policy.engine.sample(_endless(policy, k))) for k in range(3)]
+    while len(policy.engine._running) < 3:
+        await asyncio.sleep(0.01)
+    read, broken = policy.engine._sampled, []
+
+    def read_or_break(ticket, output):
+        if not broken:
+            broken.append(ticket)
+            raise BrokenNumbers("nan")
+        return read(ticket, output)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy.engine, "_sampled", read_or_break)
+        nudge(policy.model)
+        await policy.weights_changed(policy.version + 1)
+    results = await asyncio.gather(*turns, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["BrokenNumbers", "Sampled", "Sampled"]
 
 
 async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):

@@ -1,10 +1,14 @@
 """What can be trained, and what is refused and why."""
 
+from types import SimpleNamespace
+
 import pytest
+from accelerate import DistributedType
 
 from agentvision import build
-from agentvision.errors import PluginError
+from agentvision.errors import ModelError, PluginError
 from agentvision.policy import TrainablePolicy
+from agentvision.recipe import load_recipe
 from agentvision.train.learner import make_accelerator, make_learner
 
 from ..scripted import ScriptedPolicy, glyph_recipe
@@ -33,3 +37,33 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
     recipe = glyph_recipe()
     with pytest.raises(PluginError, match="cannot be trained: it does not give the exact ids"):
         make_learner(recipe, make_accelerator(recipe), model=None, reference=None)
+
+
+def test_training_refuses_to_shard_what_it_could_not_save():
+    sharding = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    with pytest.raises(ModelError, match=r"shard the model .FSDP."):
+        make_learner(glyph_recipe(), sharding, model=None, reference=None)
+
+
+def test_a_policy_is_closed_when_the_rest_cannot_be_made(monkeypatch):
+    """Its engine would be in the way of the next one."""
+    closed = []
+    make = build.build_policy
+
+    def watched(*args, **kwargs):
+        policy = make(*args, **kwargs)
+        close = policy.close
+
+        async def close_and_say():
+            closed.append(True)
+            await close()
+
+        policy.close = close_and_say
+        return policy
+
+    monkeypatch.setattr(build, "build_policy", watched)
+    recipe = load_recipe("visionthink", profile="tiny")
+    monkeypatch.setattr("agentvision.train.learner.make_optimizer", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_learner(recipe, make_accelerator(recipe), model=None, reference=None)
+    assert closed == [True]
