@@ -58,16 +58,20 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         task = asyncio.current_task()
         assert task is not None
         begun.set_result((asyncio.get_running_loop(), task))
+        if interrupted.is_set():
+            raise asyncio.CancelledError
         return await work()
 
+    interrupted = threading.Event()
     with ThreadPoolExecutor(1, "agentvision sync") as pool:
-        outcome = pool.submit(lambda: asyncio.run(told()))
         try:
-            return outcome.result()
+            return pool.submit(lambda: asyncio.run(told())).result()
         except KeyboardInterrupt:  # here: what runs there would hear nothing of it, and is waited for
-            loop, task = begun.result()
-            with suppress(RuntimeError):  # it has just ended
-                loop.call_soon_threadsafe(task.cancel)
+            interrupted.set()  # before the look: one of the two sees the other
+            if begun.done():
+                loop, task = begun.result()
+                with suppress(RuntimeError):  # it has just ended
+                    loop.call_soon_threadsafe(task.cancel)
             raise
 
 
@@ -83,9 +87,20 @@ def ctrl_c_raises() -> Iterator[None]:
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if _is_cancelled():  # by one that came just before
+            raise asyncio.CancelledError
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _is_cancelled() -> bool:
+    """Whether the coroutine that this is called from is to end at its next `await`."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # there is none
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: str, timeout_s: float) -> Any:

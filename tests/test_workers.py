@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+import threading
 import time
 
 import pytest
 
 from agentvision import _workers
-from agentvision._workers import DeadlinePassed, run_async, run_sync
+from agentvision._workers import DeadlinePassed, ctrl_c_raises, run_async, run_sync
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +76,33 @@ def test_a_coroutine_is_run_from_plain_code() -> None:
 
 async def test_a_coroutine_is_run_from_plain_code_inside_a_loop() -> None:
     assert run_sync(lambda: twice(3)) == 6
+
+
+async def interrupted_just_before():
+    os.kill(os.getpid(), signal.SIGINT)  # asyncio's handler: the coroutine is cancelled at its next await
+    with ctrl_c_raises():
+        time.sleep(30)
+
+
+def test_an_interrupt_just_before_what_takes_long_ends_it_too():
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(interrupted_just_before())
+    assert time.monotonic() - began < 10
+
+
+def test_an_interrupt_is_heard_at_every_moment_of_a_start():
+    """Also while the thread that runs the coroutine is being started."""
+
+    async def start():
+        with ctrl_c_raises():
+            run_sync(lambda: asyncio.sleep(30))
+
+    for k in range(40):
+        timer = threading.Timer(k * 2.5e-4, os.kill, [os.getpid(), signal.SIGINT])
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            asyncio.run(start())
+        timer.join()
+        assert time.monotonic() - began < 10
