@@ -316,11 +316,15 @@ async def begin(code):
 
 def child(code):
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         asyncio.run(begin(code))
     except KeyboardInterrupt:
         os._exit(130)
+    finally:
+        os._exit(1)  # whatever happens, it is not to go on with the loop below
 
 children = []
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for number in range(len(delays)):
     if not (pid := os.fork()):
         child(MUTE if number % 2 else STAND_IN)
