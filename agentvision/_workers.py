@@ -37,6 +37,9 @@ BLOCKING_S = 1.0
 """How long a plug-in may keep the event loop without being named in the log."""
 MAX_ABANDONED = 32
 """Threads that the calls of one name may leave hanging."""
+_MOST_COMING = 8
+"""Threads that are on their way to the queue at the same time. With one alone, each waits for the interpreter anew while the
+event loop is busy, and calls that block start one after another; with all, a thousand short calls wake them for nothing."""
 
 
 class DeadlinePassed(Exception):
@@ -280,15 +283,14 @@ _DESKS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Desk] = WeakKeyDictionary(
 class _Pool:
     """Threads that wait for jobs; more are started while all are busy, up to `SIZE`.
 
-    Only one is ever on its way to the queue: when it has taken a job and others wait, it sends for the next. So a
-    thousand short jobs do not wake all threads only to wait for the interpreter, while jobs that block get theirs.
+    A few at a time are on their way to the queue (`_MOST_COMING`): each that has taken a job while others wait sends for
+    the next.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
-        self._live = self._idle = 0
-        self._coming = False
+        self._live = self._idle = self._coming = 0  # who is sent for is not idle
         self._abandoned: Counter[str] = Counter()
 
     def submit(self, job: _Job) -> None:
@@ -296,7 +298,7 @@ class _Pool:
             if self._abandoned[job.name] >= MAX_ABANDONED:
                 raise DeadlinePassed(f"{job.name} is not available: earlier calls of it still hang.")
             self._queue.append(job)
-            self._send_for_one()
+            self._send_for_some()
 
     def abandon(self, job: _Job) -> None:
         with self._changed:
@@ -306,33 +308,32 @@ class _Pool:
             elif not job.finished:
                 self._abandoned[job.name] += 1
                 self._live -= 1
-                self._send_for_one()
+                self._send_for_some()
 
-    def _send_for_one(self) -> None:
+    def _send_for_some(self) -> None:
         """See that the queue is worked on; called with the lock held."""
-        if self._coming or not self._queue:
-            return
-        if self._idle:
-            self._changed.notify()
-        elif self._live < SIZE:
-            threading.Thread(target=self._work, name="agentvision worker", daemon=True).start()
-            self._live += 1
-        else:
-            return
-        self._coming = True
+        while self._coming < min(len(self._queue), _MOST_COMING):
+            if self._idle:
+                self._idle -= 1
+                self._changed.notify()
+            elif self._live < SIZE:
+                threading.Thread(target=self._work, name="agentvision worker", daemon=True).start()
+                self._live += 1
+            else:
+                return
+            self._coming += 1
 
     def _work(self) -> None:
         with self._changed:
-            self._coming = False
+            self._coming -= 1
         while True:
             with self._changed:
                 while not self._queue:
                     self._idle += 1
                     self._changed.wait()
-                    self._idle -= 1
-                    self._coming = False
+                    self._coming -= 1
                 job = self._queue.popleft()
-                self._send_for_one()
+                self._send_for_some()
             job.run()
             with self._changed:
                 job.finished = True
