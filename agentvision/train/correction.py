@@ -74,9 +74,7 @@ class Mismatch:
 
 
 def mismatch(proximal_N: Tensor, recorded_N: Tensor, log_importance_N: Tensor) -> Mismatch:
-    """Measure Δ = trainer - sampled; 0 up to rounding where the same weights sampled and all is well."""
-    if proximal_N.numel() == 0:
-        return Mismatch(0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+    """Measure Δ = trainer - sampled, of one token at least; 0 up to rounding where the same weights sampled and all is well."""
     size_N = (proximal_N - recorded_N).detach().abs()
     ratio_N = log_importance_N.cpu().double().clamp(-_MOST, _MOST).exp()
     return Mismatch(
