@@ -98,7 +98,9 @@ class Wire:
                 )
         except (TimeoutError, httpx.TimeoutException):
             raise EngineLost(f"{self.url} did not answer {path} within {timeout_s:g} s") from None
-        except (httpx.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the client was closed
+        except (httpx.HTTPError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not self._client.is_closed:  # httpx has no type for a closed client
+                raise
             raise EngineLost(f"{self.url} cannot be asked: {type(error).__name__}: {first_line(error)}") from None
         try:
             return Reply(response.status_code, json.loads(response.content) if response.content else None)

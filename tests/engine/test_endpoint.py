@@ -205,6 +205,21 @@ def test_an_address_with_a_password_is_refused_without_telling_it(codec):
     assert "s3cret" not in str(caught.value)
 
 
+async def test_an_error_of_this_side_is_not_taken_for_a_lost_server(codec, serve, endpoint_of, monkeypatch):
+    endpoint = endpoint_of(serve())
+
+    async def fails(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint._wire._client, "request", fails)
+        with pytest.raises(RuntimeError, match="a bug"):
+            await endpoint.probe()
+    await endpoint.close()
+    with pytest.raises(EngineLost, match="cannot be asked"):
+        await endpoint.probe()
+
+
 # --- what it is, and the trainer's side -----------------------------------------------------------------------------
 
 
