@@ -20,7 +20,7 @@ from agentvision.recipe.parts import NonNegativeFloat, PositiveFloat, PositiveIn
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 
-Sampled = Literal["temperature", "top_p", "top_k", "seed"]
+SamplingName = Literal["temperature", "top_p", "top_k", "seed"]
 
 
 class ChatPolicy:
@@ -60,7 +60,7 @@ class ChatPolicy:
         tools: Literal["text", "native"] = "text",
         detail: Literal["low", "high", "auto"] | None = None,
         image_format: ImageFormat = "png",
-        drop_params: tuple[Sampled, ...] = (),
+        drop_params: tuple[SamplingName, ...] = (),
         call_timeout_s: PositiveFloat = 120.0,
         attempts: PositiveInt = 4,
         patience_s: PositiveFloat = 30.0,
