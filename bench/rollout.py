@@ -3,6 +3,7 @@
     python bench/rollout.py [--only framework exact engine adapter overlap sync]
 
 Each part is a module of its own with `measure` and `table`, and a process of its own; a part that is not run keeps its figures.
+Figures lie flat in the file, so that one is found by its name: a name that two parts give is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from page import write_section
 
 PARTS = ("framework", "exact", "engine", "adapter", "overlap", "sync")
+COUNTS = ("episodes", "rounds", "steps")
+"""How much each part measured is its own affair, and not stored."""
 RESULTS = Path(__file__).resolve().parent / "results" / "rollout.json"
 
 
@@ -37,8 +40,12 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{part} failed")
         measured = json.loads(done.stdout.splitlines()[-1])
-        # Flat, so that a figure is found by its name; counts of one part do not hide another's.
-        results |= {name: value for name, value in measured.items() if name not in ("rounds", "steps")}
+        figures = {name: value for name, value in measured.items() if name not in COUNTS}
+        part_of = results.setdefault("part_of", {})
+        if clash := [f"{name} ({part_of[name]})" for name in figures if part_of.get(name, part) != part]:
+            sys.exit(f"{part} has figures of another part's name: {', '.join(clash)}; rename them")
+        part_of |= dict.fromkeys(figures, part)
+        results |= figures
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         text = import_module(f"rollout_{part}").table(measured)
