@@ -10,7 +10,7 @@ from PIL import Image
 
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.pictures import Pictures
-from agentvision.engine.types import EngineError, EngineLost, VersionSpan
+from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost, VersionSpan
 from agentvision.images import ImageStore
 from agentvision.tokens import engine_ids, token_count
 
@@ -161,7 +161,7 @@ def test_one_endpoint_serves_one_event_loop_after_another(codec, serve):
         ("abort", EngineLost, "gave a turn up"),
         ("400", ValueError, "refuses turn 0 of session 's/0': status 400: fault 400"),
         ("garbage", EngineError, "unknown form"),
-        ("nan", EngineError, "log-prob is -9999.0"),
+        ("nan", BrokenNumbers, "log-prob is -9999.0"),
     ],
 )
 async def test_failures_say_whether_another_may_be_asked(codec, serve, endpoint_of, fault, kind, says):
