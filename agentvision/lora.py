@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agentvision.errors import ModelError, RunError, first_line, suggest
 from agentvision.recipe.lora import VISUAL
+from agentvision.shards import whole
 
 if TYPE_CHECKING:
     from agentvision.recipe.lora import Lora
@@ -87,7 +88,7 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """`adapter_parameters` as whole tensors. Gathering shards is collective."""
     for name, parameter in adapter_parameters(model):
-        yield name, _whole(parameter)
+        yield name, whole(parameter)
 
 
 def adapter_shape(model: nn.Module) -> dict[str, Any]:
@@ -111,9 +112,9 @@ def plain_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
-        weight = _whole(parameter)
+        weight = whole(parameter)
         if (layer := adapted.get(name)) is not None:
-            low, high = _whole(layer.lora_A[_NAME].weight), _whole(layer.lora_B[_NAME].weight)
+            low, high = whole(layer.lora_A[_NAME].weight), whole(layer.lora_B[_NAME].weight)
             weight = (weight.float() + layer.scaling[_NAME] * (high @ low)).to(weight.dtype)
         yield name.replace(".base_layer.", "."), weight
 
@@ -173,9 +174,3 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(getattr(module, "lora_A", None), nn.ModuleDict):
             yield name, module
-
-
-def _whole(parameter: nn.Parameter) -> Tensor:
-    gather = getattr(parameter, "full_tensor", None)
-    whole: Any = gather() if callable(gather) else parameter
-    return whole.detach()

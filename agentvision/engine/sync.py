@@ -26,6 +26,7 @@ from agentvision.engine.digest import rows_digest, tensor_digest, wrapped
 from agentvision.engine.lend import Network
 from agentvision.engine.types import Control, SyncError
 from agentvision.lora import adapter_shape, adapter_tensors, plain_parameters
+from agentvision.shards import is_shard
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def parameters_of(model: nn.Module, dtype: torch.dtype | None, *, adapter: bool 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether only all ranks together can compute with it (FSDP)."""
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return any(is_shard(parameter) for parameter in model.parameters())
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agentvision.errors import ModelError
 from agentvision.lora import adapter_off, adapter_parameters
+from agentvision.shards import is_shard
 from agentvision.train.batch import MicroBatch
 from agentvision.train.forward import PixelSource, SampledTokens, TokenStats
 from agentvision.types import ImageHash
@@ -94,7 +95,7 @@ class AdapterReference:
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Be the model with this adapter. Raises `ModelError` for shards (FSDP), which cannot be put in another's place."""
         own = dict(adapter_parameters(self.model))
-        if any(hasattr(parameter, "full_tensor") for parameter in own.values()):
+        if any(is_shard(parameter) for parameter in own.values()):
             raise ModelError(
                 "a supervised stage, an adapter and algorithm.kl together cannot be sharded (FSDP): the reference is that "
                 "stage's adapter; take DDP, or algorithm.kl.coef=0"
