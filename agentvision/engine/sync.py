@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -95,13 +96,13 @@ class Sync:
     """Brings engines to the trainer's weights. `same_process` hands tensors over by reference; else an engine whose workers all
     see this machine's shared memory gets them there, and any other over the network.
 
-    `keeps_rows` says of an engine whether its parameters have the rows of the checkpoint: None until the first sync.
+    `keeps_rows` says of an engine's workers, by rank, whether their parameters have the checkpoint's rows: from its first sync on.
     """
 
     same_process: bool = False
     bucket_bytes: int = BUCKET_BYTES
     network: Network = field(default_factory=Network)
-    keeps_rows: dict[tuple[int, int], bool] = field(default_factory=dict)
+    keeps_rows: WeakKeyDictionary[Control, dict[int, bool]] = field(default_factory=WeakKeyDictionary)
 
     async def send(
         self, weights: Weights, control: Control, probe: Callable[[], Awaitable[None]] | None = None
@@ -147,13 +148,14 @@ class Sync:
             if received != weights.digests:
                 raise SyncError(_difference(weights, received, rank))
         loaded = await control.call_worker("agentvision_loaded") if weights.adapter is None else ()
+        keeps_rows = self.keeps_rows.setdefault(control, {})
         for rank, told in enumerate(loaded):
             same = int(told) == weights.rows
-            if (id(control), rank) not in self.keeps_rows and not same:
+            if rank not in keeps_rows and not same:
                 _log.info(
                     "The engine packs its weights, or splits them: that they are in use is shown by the probe alone."
                 )
-            if self.keeps_rows.setdefault((id(control), rank), same) and not same:
+            if keeps_rows.setdefault(rank, same) and not same:
                 raise SyncError(
                     f"version {weights.version}: worker {rank} received every tensor, but the parameters that it computes with "
                     "are not made of them. Restart the engine; if it happens again, report it with the engine's version"

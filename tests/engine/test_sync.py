@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import json
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -298,6 +300,18 @@ async def test_an_engine_that_keeps_rows_is_held_to_them():
     control.weights, control.loaded = second, second.rows + 1
     with pytest.raises(SyncError, match="are not made of them"):
         await sync._prove(second, control)
+
+
+async def test_what_is_known_of_an_engine_goes_with_it():
+    """Another may come to lie where it lay."""
+    weights = Weights.of(torch.nn.Linear(3, 2), version=1)
+    sync = Sync()
+    control = Told(weights, loaded=weights.rows)
+    await sync._prove(weights, control)
+    assert list(sync.keeps_rows.values()) == [{0: True}]
+    del control
+    gc.collect()
+    assert not sync.keeps_rows
 
 
 async def test_an_engine_that_packs_its_weights_is_not():
