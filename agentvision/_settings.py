@@ -56,8 +56,12 @@ def fitted(
         try:
             values[key] = _converted(value, hints.get(key, Any))
         except ValidationError as error:
-            wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors(include_url=False))
-            problems[key] = f"{key!r} must be {', or '.join(wanted)}; not {value!r}"
+            errors = error.errors(include_url=False)
+            wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in errors)
+            name, item = key, errors[0]["loc"]
+            if len(errors) == 1 and item and all(isinstance(part, int) for part in item):  # of a list
+                name, value = ".".join(map(str, (key, *item))), errors[0]["input"]
+            problems[key] = f"{name!r} must be {', or '.join(wanted)}; not {value!r}"
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in settings:
             problems[key] = f"the setting {key!r} is missing"

@@ -16,6 +16,23 @@ from agentvision.errors import AgentVisionError, PluginError, RecipeError
 from agentvision.recipe import Recipe
 from agentvision.tool import Tool
 
+_KEYS_OF_THEIR_OWN = {
+    "path": "model.path",
+    "revision": "model.revision",
+    "dtype": "model.dtype",
+    "attn": "model.attn",
+    "device": "model.device",
+    "min_pixels": "model.min_pixels",
+    "max_pixels": "model.max_pixels",
+    "trust_remote_code": "model.trust_remote_code",
+    "adapter": "model.lora",
+    "context_tokens": "sampling.context_tokens",
+    "max_rows": "policy.max_rows",
+    "placement": "policy.placement",
+    "endpoints": "policy.endpoints",
+}
+"""What a backend that loads files is told by other keys than `policy.options`: two would contradict one another."""
+
 
 def preflight(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> None:
     """Raise `RecipeError` with everything that is wrong, one line each, or what rewards and the policy lack on this machine.
@@ -66,6 +83,9 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
     except AgentVisionError as error:
         yield "policy.backend", str(error)
         return
+    for key, value in recipe.policy.options.items():
+        if "path" in options and value is not None and (own := _KEYS_OF_THEIR_OWN.get(key)):
+            yield f"policy.options.{key}", f"set {own} instead"
     try:
         fitted(make, options)
     except UnfitSettings as error:
@@ -81,10 +101,11 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
             build.check_policy(recipe, model=model)
         except AgentVisionError as error:
             if getattr(error, "reason", "") != "no_key":  # which another machine may have: `preflight` tells of it
-                where, _, what = str(error).partition(": ")
-                named = where.startswith("policy.") and " " not in where
-                yield (where, what) if named else ("policy.options", str(error))
-        if options.get("path"):  # one that loads files
+                for line in str(error).splitlines():
+                    where, _, what = line.partition(": ")
+                    named = where.startswith(("policy.", "model.")) and " " not in where
+                    yield (where, what) if named else ("policy.options", line)
+        if options.get("path") and "path" not in recipe.policy.options:  # one that loads files
             try:
                 hub.local_folder(options["path"])
             except AgentVisionError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
-import httpx
 import torch
 
 from agentvision.engine.lend import address_of
@@ -33,7 +33,9 @@ _NEEDED = (
     "weight_transfer_config", "worker_extension_cls",
 )  # fmt: skip
 """Arguments of vLLM's without which its ids, log-probs or weights would not be exact."""
-_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_SERVED = ("api_key", "host", "port", "served_model_name", "uds")
+"""Arguments of a server that is started here: it listens for this run alone, on a socket of the run's."""
+_ADDRESS = "write http://HOST:PORT, or unix:///PATH for a Unix socket"
 
 
 def problems(
@@ -46,26 +48,10 @@ def problems(
     weights_host: str | None,
     engine: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Everything that cannot be, a sentence each."""
-    engine = {name.replace("-", "_"): value for name, value in engine.items()}  # servers take a flag's dashes too
-    if placement == "server" and not endpoints:
-        yield "policy.placement 'server' needs policy.endpoints: the addresses of the vLLM servers"
-    if placement != "server" and endpoints:
-        yield f"policy.endpoints belongs to policy.placement 'server', and the placement is {placement!r}"
-    for index, url in enumerate(endpoints):
-        where = f"policy.endpoints.{index}"
-        try:
-            address = httpx.URL(url)
-        except (httpx.InvalidURL, TypeError):
-            yield f"{where}: {url!r} is no address; write http://host:8000"
-            continue
-        if address.userinfo:
-            yield f"{where}: an address holds a password; name the key's variable in policy.options.api_key_env"
-        if address.scheme not in ("http", "https", "unix"):
-            yield f"{where}: {url!r} is no address; write http://host:8000"
+    """Everything that cannot be, a sentence each that begins with its key."""
+    yield from _elsewhere(placement, endpoints, servers, devices, api_key_env, weights_host, engine)
+    yield from _addresses(endpoints)
     if weights_host is not None:
-        if placement != "server":
-            yield f"policy.options.weights_host belongs to policy.placement 'server', and the placement is {placement!r}"
         try:
             address_of(weights_host)
         except ValueError:
@@ -73,41 +59,91 @@ def problems(
                 f"policy.options.weights_host: {weights_host!r} is no address; write HOST or HOST:PORT, where the servers "
                 "reach this machine"
             )
-    sizes: dict[str, int] = {}
-    for name in _PARALLEL:
-        size = engine.get(name, 1)
-        if isinstance(size, int) and size >= 1:
-            sizes[name] = size
-        else:
-            yield f"policy.options.engine.{name} is {size!r}; take a whole number from 1 on, or leave it out"
-    if placement == "colocate" and ranks() > 1:
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if sizes.get(name, 1) > 1:
-                yield (
-                    f"policy.options.engine.{name}={engine[name]!r} cannot be: there are {ranks()} training processes, and with "
-                    "policy.placement 'colocate' each has an engine of its own, on its own device; leave it out, or take "
-                    "'separate' (servers on GPUs of their own)"
-                )
     if device != "cpu" and device != "auto" and not torch.cuda.is_available():
-        yield f"model.device is {device!r}, and torch sees no GPU here; take 'auto' or 'cpu'"
-    if placement != "separate":
-        for name, given in (("servers", servers > 1), ("devices", devices)):
-            if given:
-                yield f"policy.options.{name} belongs to policy.placement 'separate', and the placement is {placement!r}"
-    elif devices and len(devices) != servers:
+        yield f"model.device: {device!r} cannot be, torch sees no GPU here; take 'auto' or 'cpu'"
+    if devices and len(devices) != servers:
         yield (
-            f"policy.options.servers is {servers} and policy.options.devices is for {len(devices)}: {list(devices)!r}; "
+            f"policy.options.devices: policy.options.servers is {servers}, and this is for {len(devices)}: {list(devices)!r}; "
             'name each server\'s, as in ["0,1", "2,3"]'
         )
     if api_key_env is not None and not os.environ.get(api_key_env):
-        yield f"policy.options.api_key_env names {api_key_env!r}, and that environment variable is not set"
-    if sizes.get("data_parallel_size", 1) > 1:
-        yield (
-            "policy.options.engine.data_parallel_size cannot be: vLLM answers for the first of its replicas alone, so new "
-            "weights could not be proven in the others; take policy.placement 'separate' and policy.options.servers"
-        )
-    for name in engine:
-        if name in _OURS:
-            yield f"policy.options.engine.{name}: set {_OURS[name]} instead"
-        if name in _NEEDED:
-            yield f"policy.options.engine.{name} cannot be set: exact ids, log-probs and weights depend on it"
+        yield f"policy.options.api_key_env: the environment variable {api_key_env!r} is not set"
+    yield from _arguments(placement, engine)
+
+
+def _elsewhere(
+    placement: Placement,
+    endpoints: Sequence[str],
+    servers: int,
+    devices: Sequence[str],
+    api_key_env: str | None,
+    weights_host: str | None,
+    engine: Mapping[str, Any],
+) -> Iterator[str]:
+    """What would do nothing where the engine is."""
+    if placement == "server" and not endpoints:
+        yield "policy.placement: 'server' needs policy.endpoints: the addresses of the vLLM servers"
+    for key, is_set, belongs in (
+        ("endpoints", bool(endpoints), "server"),
+        ("options.servers", servers != 1, "separate"),
+        ("options.devices", bool(devices), "separate"),
+        ("options.api_key_env", api_key_env is not None, "server"),
+        ("options.weights_host", weights_host is not None, "server"),
+    ):
+        if is_set and placement != belongs:
+            yield f"policy.{key}: belongs to policy.placement {belongs!r}, and the placement is {placement!r}"
+    if engine and placement == "server":
+        yield "policy.options.engine: the servers run already: give them these as flags when you start them"
+
+
+def _addresses(endpoints: Sequence[str]) -> Iterator[str]:
+    seen: dict[tuple[str, str, str], int] = {}
+    for index, url in enumerate(endpoints):
+        where = f"policy.endpoints.{index}"
+        if "@" in url:  # before anything else is told of it
+            yield f"{where}: an address holds a password; name the key's variable in policy.options.api_key_env"
+            continue
+        try:
+            address = urlsplit(url)
+            port = address.port
+        except ValueError:  # of a port that is none, or an IPv6 address without its brackets
+            yield f"{where}: {url!r} is no address; {_ADDRESS}"
+            continue
+        is_unix = address.scheme == "unix"
+        host = address.path if is_unix and not address.netloc else address.hostname or ""
+        if address.scheme not in ("http", "https", "unix") or not host or is_unix != host.startswith("/"):
+            yield f"{where}: {url!r} is no address; {_ADDRESS}"
+        elif url != url.strip() or address.query or address.fragment:
+            yield f"{where}: {url!r} is more than an address; {_ADDRESS}"
+        else:
+            place = host, str(port or address.scheme), address.path.rstrip("/").removesuffix("/v1")
+            first = seen.setdefault(place, index)
+            if first != index:
+                yield f"{where}: {url!r} is the same server as policy.endpoints.{first}; name each once"
+
+
+def _arguments(placement: Placement, engine: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in engine.items():
+        key, plain = f"policy.options.engine.{name}", name.replace("-", "_")
+        if plain in _OURS:
+            yield f"{key}: set {_OURS[plain]} instead"
+        elif plain in _NEEDED:
+            yield f"{key}: cannot be set: exact ids, log-probs and weights depend on it"
+        elif plain in _SERVED:
+            yield f"{key}: cannot be set: servers that a run starts listen for it alone"
+        elif plain.endswith("_parallel_size") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            yield f"{key}: must be a whole number from 1 up, not {value!r}"
+        elif plain == "data_parallel_size" and value > 1:
+            yield (
+                f"{key}: cannot be: vLLM answers for the first of its replicas alone, so new weights could not be proven in "
+                "the others; take policy.placement 'separate' and policy.options.servers"
+            )
+        elif (
+            plain in ("tensor_parallel_size", "pipeline_parallel_size")
+            and min(value, ranks()) > 1
+            and placement == "colocate"
+        ):
+            yield (
+                f"{key}: {value!r} cannot be: there are {ranks()} training processes, and with policy.placement 'colocate' each "
+                "has an engine of its own, on its own device; leave it out, or take 'separate' (servers on GPUs of their own)"
+            )

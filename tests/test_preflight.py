@@ -32,7 +32,7 @@ def zoom(ctx: ToolContext) -> str:
 
 class Backend:
     @classmethod
-    def from_pretrained(cls, path: str, *, beams: int = 1, dtype="auto", attn="auto", device="auto",
+    def from_pretrained(cls, path: str, *, beams: int = 1, names: list[str] = (), dtype="auto", attn="auto", device="auto",
                         trust_remote_code=False, max_pixels=None, min_pixels=None):
         raise AssertionError("a model was loaded")
 """
@@ -79,6 +79,9 @@ def test_options_of_the_backend_that_ships_are_known_without_a_model() -> None:
         ("model.path=./nowhere", "model.path: there is no model folder './nowhere'"),
         ("policy.options.beams=two", "policy.options.beams: 'beams' must be a valid integer; not 'two'"),
         ("policy.options.beans=2", "policy.options.beans: there is no setting 'beans'. Did you mean 'beams'?"),
+        ("policy.options.max_pixels=64", "policy.options.max_pixels: set model.max_pixels instead"),
+        ("policy.options.path=./here", "policy.options.path: set model.path instead"),
+        ("policy.options.names=[a, 3]", "policy.options.names: 'names.1' must be a valid string; not 3"),
         ("env.tools=[crpo]", "env.tools.0: there is no 'crpo' among the tools. Did you mean 'crop'?"),
         ("env.tools=[crop: {size: 2}]", "env.tools.0: tool 'crop' takes no parameters"),
         ("env.tools=[crop, 'OWN:Marker']", "env.tools.1: tool 'OWN:Marker': the setting 'color' is missing"),
@@ -125,7 +128,7 @@ def test_evaluation_begins_with_it(own: Path, tmp_path: Path) -> None:
         (["policy.placement=separate"], "policy.placement: the backend 'transformers' has none; leave it out, or"),
         (
             ["policy={backend: vllm, placement: server, endpoints: ['http://a:1', b]}"],
-            "policy.endpoints.1: 'b' is no address; write http://host:8000",
+            "policy.endpoints.1: 'b' is no address; write http://HOST:PORT",
         ),
     ],
 )

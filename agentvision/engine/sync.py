@@ -96,7 +96,7 @@ class Sync:
     """Brings engines to the trainer's weights. `same_process` hands tensors over by reference; else an engine whose workers all
     see this machine's shared memory gets them there, and any other over the network.
 
-    `keeps_rows` says of an engine's workers, by rank, whether their parameters have the checkpoint's rows: from its first sync on.
+    `keeps_rows` says of an engine's workers, by rank, whether their parameters have the checkpoint's rows: since its first sync.
     """
 
     same_process: bool = False

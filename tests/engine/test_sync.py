@@ -4,7 +4,6 @@ import asyncio
 import copy
 import gc
 import json
-import threading
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial

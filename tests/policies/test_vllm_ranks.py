@@ -223,7 +223,7 @@ class suppress_refusal(suppress):
 def test_each_process_has_an_engine_and_all_agree_on_its_weights(tmp_path):
     seen = on_ranks(colocated, folder=tmp_path, timeout_s=1100)
     for told in seen:
-        assert "tensor_parallel_size=2 cannot be: there are 2 training processes" in told["refused"]
+        assert "tensor_parallel_size: 2 cannot be: there are 2 training processes" in told["refused"]
         assert told["ranks"] == [[0, 1], [0, 1]], "the trainer's world outlives the engine"
         assert [versions for _, versions in told["gaps"]] == [{0}, {1}, {3}, {4}]
         assert max(gap for gap, _ in told["gaps"]) < 1e-4

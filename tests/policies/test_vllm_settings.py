@@ -27,11 +27,6 @@ def test_a_setting_that_vllm_does_not_know_is_named():
         make_policy(engine={"max_num_batched_token": 1})
 
 
-def test_a_context_that_cannot_hold_the_proof_of_new_weights_is_told():
-    with pytest.raises(PluginError, match=r"sampling\.context_tokens is 100, and policy\.backend 'vllm' needs \d+"):
-        make_policy(context_tokens=100)
-
-
 def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
     import sys
 
@@ -40,23 +35,44 @@ def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
         make_policy()
 
 
+SERVER = {"placement": "server", "endpoints": ["http://a:8000"]}
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"engine": {"logprobs_mode": "raw_logprobs"}}, "logprobs_mode cannot be set: exact ids"),
+        ({"engine": {"logprobs_mode": "raw_logprobs"}}, "logprobs_mode: cannot be set: exact ids"),
+        ({"engine": {"logprobs-mode": "raw_logprobs"}}, "logprobs-mode: cannot be set"),
         ({"engine": {"max_model_len": 4}}, "set sampling.context_tokens instead"),
+        ({"placement": "separate", "engine": {"max-model-len": 4}}, "set sampling.context_tokens instead"),
+        (
+            {"placement": "separate", "engine": {"uds": "/tmp/a"}},
+            "engine.uds: cannot be set: servers that a run starts",
+        ),
         ({"engine": {"data_parallel_size": 2}}, "policy.options.servers"),
-        ({"engine": {"logprobs-mode": "raw_logprobs"}}, "logprobs_mode cannot be set"),
-        ({"engine": {"tensor_parallel_size": "two"}}, "tensor_parallel_size is 'two'; take a whole number"),
-        ({"engine": {"data-parallel-size": 0}}, "data_parallel_size is 0; take a whole number"),
-        ({"servers": 2}, "servers belongs to policy.placement 'separate', and the placement is 'colocate'"),
-        ({"placement": "server", "endpoints": ["http://a"], "devices": ["0"]}, "devices belongs to .*'separate'"),
-        ({"device": "gpu"}, "torch sees no GPU here"),
-        ({"placement": "separate", "servers": 2, "devices": ["0"]}, "servers is 2 and policy.options.devices is for 1"),
-        ({"placement": "server", "endpoints": ["localhost:8000"]}, "is no address; write http://host:8000"),
-        ({"weights_host": "10.0.0.1"}, "weights_host belongs to policy.placement 'server'"),
-        ({"placement": "server", "endpoints": ["http://a"], "weights_host": "http://b"}, "'http://b' is no address"),
+        ({"engine": {"data_parallel_size": "two"}}, "data_parallel_size: must be a whole number from 1 up, not 'two'"),
+        ({"engine": {"tensor_parallel_size": 0}}, "tensor_parallel_size: must be a whole number from 1 up, not 0"),
+        (
+            {"engine": {"tensor_parallel_size": [2]}},
+            r"tensor_parallel_size: must be a whole number from 1 up, not \[2\]",
+        ),
+        ({"device": "gpu"}, "model.device: 'gpu' cannot be, torch sees no GPU here"),
+        (
+            {"placement": "separate", "servers": 2, "devices": ["0"]},
+            r"options.devices: .*servers is 2, and this is for 1",
+        ),
+        ({"placement": "server", "endpoints": []}, "policy.placement: 'server' needs policy.endpoints"),
+        ({"endpoints": ["http://a:8000"]}, "policy.endpoints: belongs to policy.placement 'server', .* is 'colocate'"),
+        ({"servers": 2}, "policy.options.servers: belongs to policy.placement 'separate'"),
+        ({"devices": ["0"]}, "policy.options.devices: belongs to policy.placement 'separate'"),
+        ({"api_key_env": "HOME"}, "policy.options.api_key_env: belongs to policy.placement 'server'"),
+        ({"weights_host": "10.0.0.1"}, "policy.options.weights_host: belongs to policy.placement 'server'"),
+        ({**SERVER, "api_key_env": "NO_SUCH_KEY"}, "api_key_env: the environment variable 'NO_SUCH_KEY' is not set"),
+        ({**SERVER, "engine": {"tensor_parallel_size": 2}}, "policy.options.engine: the servers run already"),
+        ({**SERVER, "weights_host": "http://b"}, "weights_host: 'http://b' is no address"),
+        ({**SERVER, "weights_host": ":8000"}, "weights_host: ':8000' is no address"),
         ({"placement": "server", "endpoints": ["http://me:secret@host"]}, "an address holds a password"),
+        ({"placement": "server", "endpoints": ["http://me:secret@host:99999"]}, "an address holds a password"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_loaded(options, says):
@@ -69,3 +85,27 @@ def test_recipes_check_tells_it_too():
     recipe = load_recipe("visionthink", profile="tiny", overrides=["policy.backend=vllm", "policy.placement=server"])
     (problem,) = problems(recipe)
     assert "needs policy.endpoints" in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "http://", "http://:8000", "http:///v1", "http://h:99999", "http://h:port", "ftp://h", "unix://",
+     "unix://relative.sock", "http://[::1", "", " http://h:8000", "http://h:8000?a=b"],
+)  # fmt: skip
+def test_what_is_no_address_of_a_server_is_told_before_anything_is_asked(url):
+    with pytest.raises(PluginError, match=r"policy\.endpoints\.1: .* write http://HOST:PORT, or unix:///PATH"):
+        VLLMPolicy.check(placement="server", endpoints=["http://a:8000", url])
+
+
+def test_a_server_that_is_named_twice_is_told_and_two_behind_one_address_are_two():
+    VLLMPolicy.check(placement="server", endpoints=["http://h/a", "http://h/b", "http://h:1", "unix:///a", "unix:///b"])
+    with pytest.raises(PluginError, match=r"policy\.endpoints\.1: .* is the same server as policy\.endpoints\.0"):
+        VLLMPolicy.check(placement="server", endpoints=["http://h:8000", "http://H:8000/v1/"])
+
+
+def test_all_of_it_is_told_at_once_each_with_its_key_and_where_it_is_from():
+    options = ["policy.options.servers=2", "policy.options.engine.max_model_len=4", "model.device=cuda:9"]
+    recipe = load_recipe("visionthink", profile="tiny", overrides=["policy.backend=vllm", *options])
+    told = list(problems(recipe))
+    keys = ["policy.options.servers", "model.device", "policy.options.engine.max_model_len"]
+    assert [line.split(": ")[:2] for line in told] == [["override", key] for key in keys]
