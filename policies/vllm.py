@@ -228,10 +228,11 @@ class VLLMPolicy:
         engine: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Raise `PluginError` for settings that cannot be; nothing is loaded or asked. Others are left to their own checks."""
+        """Raise `PluginError` for settings that cannot be, a line each; nothing is loaded or asked. Others are left to their own
+        checks."""
         found = problems(placement, endpoints, device, servers, devices, api_key_env, weights_host, engine or {})
-        for problem in found:
-            raise PluginError(problem)
+        if told := "\n".join(found):
+            raise PluginError(told)
 
     @property
     def model(self) -> nn.Module:
@@ -408,7 +409,10 @@ class VLLMPolicy:
         try:
             sampled = await control.sample_alone(self._probe.ask(adapter=weights.adapter is not None))
         except ValueError as error:  # of a server of the user's: for others `from_pretrained` sees to it
-            raise SyncError(f"version {weights.version} cannot be proven: {error}") from error
+            raise SyncError(
+                f"version {weights.version}: the fixed turn that shows new weights cannot be asked: {error}; raise "
+                "sampling.context_tokens, or the server's --max-model-len"
+            ) from error
         if sampled.cached_tokens:
             raise SyncError(
                 f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "

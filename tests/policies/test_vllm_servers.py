@@ -215,6 +215,11 @@ async def test_a_sync_that_all_fail_is_an_error_and_keeps_the_version(policy_ove
     assert policy.version == 0
 
 
+async def test_a_context_that_the_proof_does_not_fit_into_is_told_with_its_keys(policy_over, codec, serve):
+    with pytest.raises(SyncError, match=r"cannot be asked: .* of the engine's 16; raise sampling\.context_tokens"):
+        await policy_over(serve(max_model_len=16)).weights_changed(0)
+
+
 async def test_an_image_is_encoded_once_for_all_servers(policy_over, codec, serve, monkeypatch):
     servers = [serve(), serve()]
     policy = policy_over(*servers)
