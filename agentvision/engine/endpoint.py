@@ -129,7 +129,8 @@ class Endpoint:
         self.weights = None if self._torn else version
 
     async def check(self, *, timeout_s: float) -> None:
-        """Raise `EngineLost` unless the server is well: its front, and, where it can be asked, the engine behind it.
+        """Raise `EngineLost` unless the server is well: its front, and, where it can be asked, the engine behind it. Raises
+        `EngineError` where another kind of server answers: no waiting mends it.
 
         Where it can be asked, `weights` and `paused` are what it says: one that was started again has its first weights. All
         of it together has `timeout_s`.
@@ -139,6 +140,10 @@ class Endpoint:
     async def _check(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
         health = await self._wire.call("GET", "/health", timeout_s=timeout_s)
+        if health.status in (404, 405, 501):
+            raise EngineError(
+                f"{self.url} is no vLLM server: it has no /health (status {health.status}); look at the address"
+            )
         if health.status != 200:
             raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
         # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.

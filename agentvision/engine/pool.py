@@ -34,6 +34,8 @@ class _Member:
     endpoint: Endpoint
     serving: bool = False
     error: Exception = field(default_factory=lambda: EngineLost("it has not answered yet"))
+    told: bool = False
+    """It was said why it gets no turns."""
     turns: set[asyncio.Task[Sampled]] = field(default_factory=set)
     sessions: int = 0
     stale: int = 0  # looks in a row at which others had newer weights
@@ -332,8 +334,9 @@ class Pool:
         self._changed.set()
 
     def _no_turns(self, member: _Member, error: Exception) -> None:
-        if member.serving and not self._closed:
+        if (member.serving or not member.told) and not self._closed:
             _log.warning("%s gets no turns: %s", member.endpoint.url, first_line(error))
+            member.told = True
         member.serving, member.error = False, error
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import threading
 import time
 from contextlib import asynccontextmanager
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import pytest
 
@@ -230,6 +232,27 @@ async def test_what_no_waiting_mends_is_said_at_once(codec, serve, options, says
         with pytest.raises(EngineError, match=says) as caught:
             await pool.sample(ask_of(Talk(codec)))
         assert not isinstance(caught.value, EngineLost)
+
+
+async def test_a_server_of_another_kind_is_told_at_once(codec):
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pool = Pool([Endpoint(f"http://127.0.0.1:{server.server_port}", codec=codec)], patience_s=600)
+        with pytest.raises(EngineError, match=r"is no vLLM server: it has no /health \(status 404\)") as caught:
+            await pool.sample(ask_of(Talk(codec)))
+        await pool.close()
+        server.shutdown()
+    assert not isinstance(caught.value, EngineLost)
+
+
+async def test_what_is_waited_for_is_told_once(codec, serve, caplog):
+    server = serve()
+    server.die()
+    async with pool_of(codec, server, patience_s=0.4) as pool:
+        with pytest.raises(EngineLost):
+            await pool.sample(ask_of(Talk(codec)))
+    (said,) = [r.message for r in caplog.records if r.name == "agentvision.engine.pool"]
+    assert said.startswith(f"{server.url} gets no turns: {server.url} cannot be asked: ConnectError")
 
 
 async def test_a_closed_pool_says_so_to_those_who_wait(codec, serve):
