@@ -29,7 +29,12 @@ _WORDS = {
 
 def explain(error: ValidationError, root: Node) -> list[Problem]:
     """A problem for each of pydantic's errors."""
-    return [_problem(details, root) for details in error.errors(include_url=False)]
+    return [_problem(details, root) for details in error.errors(include_url=False) if not _follows(details)]
+
+
+def _follows(details: ErrorDetails) -> bool:
+    """Whether it is only of items that are wrong themselves, and are told: pydantic counts none of them."""
+    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:
@@ -77,6 +82,8 @@ def _what(details: ErrorDetails) -> str:
             return f"must be a map of keys to values, not {given!r}"
         case "tuple_type":
             return f"must be a list, not {given!r}"
+        case "too_short":
+            return f"must have at least {context['min_length']} in it, not {given!r}; leave the key out for its default"
         case _:
             text = details["msg"].removeprefix("Input should be ")
             if given is None:
