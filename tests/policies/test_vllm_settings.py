@@ -27,6 +27,11 @@ def test_a_setting_that_vllm_does_not_know_is_named():
         make_policy(engine={"max_num_batched_token": 1})
 
 
+def test_a_context_that_cannot_hold_the_proof_of_new_weights_is_told():
+    with pytest.raises(PluginError, match=r"sampling\.context_tokens is 100, and policy\.backend 'vllm' needs \d+"):
+        make_policy(context_tokens=100)
+
+
 def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
     import sys
 
