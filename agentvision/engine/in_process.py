@@ -99,6 +99,7 @@ class InProcessEngine(Control):
         self._codec = codec
         self._makes_world = not distributed.is_initialized()
         self._gpu = settings.gpu
+        self._threads = torch.get_num_threads()
         self._engine = started(settings)
         InProcessEngine._alive = True
         self._changed = threading.Condition()
@@ -290,6 +291,7 @@ class InProcessEngine(Control):
     def _serve(self) -> None:
         failure: Exception = EngineLost("the engine is closed")
         try:
+            torch.set_num_threads(self._threads)  # each thread learns of it at its first sum, and vLLM asks before that
             if self._gpu is not None:  # each thread has a current device of its own
                 torch.cuda.set_device(self._gpu)
             while self._take():

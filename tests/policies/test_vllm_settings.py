@@ -22,6 +22,18 @@ async def test_the_recipes_limits_on_pixels_are_the_engines_and_so_is_the_checkp
     assert list(told.ids) == trainer_ids(talk.segments, policy.codec.image_token_id)
 
 
+async def test_the_engine_computes_with_as_many_threads_as_torch_was_told():
+    """vLLM compares what it is told at two moments, and ends when that differs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        policy = make_policy()
+        await Talk(policy.codec).turn(policy)
+        await policy.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_setting_that_vllm_does_not_know_is_named():
     with pytest.raises(PluginError, match=r"vLLM has no argument 'max_num_batched_token'\. Did you mean"):
         make_policy(engine={"max_num_batched_token": 1})
