@@ -132,6 +132,8 @@ class Pool:
             watcher.cancel()
         for member in self._members:
             self._take_out(member, EngineLost("the pool is closed"))
+        await asyncio.gather(*self._watchers, return_exceptions=True)  # nothing is brought to a server after this
+        for member in self._members:
             await member.endpoint.close()
 
     # --- turns ------------------------------------------------------------------------------------------------------

@@ -410,6 +410,27 @@ async def test_the_number_of_another_runs_weights_is_not_believed(codec, serve):
         assert "/finish_weight_update" in [call for call, _ in servers[1].calls]
 
 
+async def test_a_pool_closes_no_server_while_weights_are_brought_to_it(codec, serve):
+    servers, began, ended = [serve(), serve()], [], []
+
+    async def admit(endpoint):
+        began.append(endpoint)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)  # as one that waits for a thread that copies
+            ended.append(await endpoint.version())
+
+    async with pool_of(codec, *servers, admit=admit) as pool:
+        await until_serving(pool, 2)
+        servers[1].die()
+        await until(lambda: len(pool.controls()) == 1)
+        await bring(pool.controls()[0], 1)
+        servers[1].start()
+        await until(lambda: began)
+    assert ended == ["default"]
+
+
 async def test_weights_that_this_run_cannot_bring_are_used_as_they_are(codec, serve):
     """Evaluation: nothing was ever brought, and the servers' weights are whatever they are."""
     servers = [serve(), serve()]
