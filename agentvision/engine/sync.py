@@ -96,7 +96,7 @@ class Sync:
     """Brings engines to the trainer's weights. `same_process` hands tensors over by reference; else an engine whose workers all
     see this machine's shared memory gets them there, and any other over the network.
 
-    `keeps_rows` says of an engine's workers, by rank, whether their parameters have the checkpoint's rows: since its first sync.
+    `keeps_rows` says of an engine's workers, by rank, whether their parameters have a checkpoint's rows, from the first sync on.
     """
 
     same_process: bool = False
@@ -181,11 +181,14 @@ async def all_see(control: Control) -> bool:
 
 async def _carry(bucket: Bucket, carrier: Carrier, control: Control) -> None:
     carrying = carrier.carry(bucket)
-    info = await asyncio.to_thread(carrying.__enter__)  # copies
+    entering = asyncio.create_task(asyncio.to_thread(carrying.__enter__))  # copies
     try:
-        await control.update_weights(info)
+        await control.update_weights(await asyncio.shield(entering))
     finally:
-        carrying.__exit__(None, None, None)
+        if not entering.done():  # this was cancelled; the thread goes on, and what it makes is to be removed
+            await asyncio.wait({entering})
+        if entering.exception() is None:
+            carrying.__exit__(None, None, None)
 
 
 async def fresh(control: Control) -> None:

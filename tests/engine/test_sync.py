@@ -4,7 +4,8 @@ import asyncio
 import copy
 import gc
 import json
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,7 +15,7 @@ import torch
 
 from agentvision.engine import lend
 from agentvision.engine.probe import gap_of
-from agentvision.engine.sync import Sync, Weights, buckets
+from agentvision.engine.sync import Sync, Weights, _carry, buckets
 from agentvision.engine.types import BrokenNumbers, SyncError
 from agentvision.lora import adapter_parameters, add_adapter
 from agentvision.recipe.lora import Lora
@@ -223,15 +224,16 @@ async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
         await policy.engine.sample(replace(_endless(policy, k), max_tokens=4))
     before = [policy.engine.sample(_endless(policy, k)) for k in range(4)]
     turns = [asyncio.create_task(turn) for turn in before]
-    while len(policy.engine._running) < 4:
+    while len(policy.engine._running) < 4 or not all(_said(policy.engine)):
         await asyncio.sleep(0.01)
-    await asyncio.sleep(0.2)  # some tokens
     nudge(policy.model)
     await policy.weights_changed(version + 1)
+    mixed = 0
     for k, turn in enumerate(turns):
         sampled = await turn
         talk = talk_of(policy, images=k % 3, seed=k)
         if len(sampled.versions) == 2:  # the part under the new weights has their log-probs
+            mixed += 1
             start = sampled.versions[1].start
             told = TextSegment(sampled.ids[:start])
             turn = TextSegment(sampled.ids[start:], sampled=True, logprobs=sampled.logprobs[start:])
@@ -240,9 +242,16 @@ async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
         assert len(sampled.ids) == TURN_TOKENS
         assert [span.version for span in sampled.versions] in ([version, version + 1], [version + 1])
         assert sampled.versions[0].start == 0 and sampled.versions[-1].end == TURN_TOKENS
+    assert mixed
 
 
 TURN_TOKENS = 600
+
+
+def _said(engine):
+    """How many tokens each turn in flight has said."""
+    states = engine._engine.output_processor.request_states
+    return [state.detokenizer.num_output_tokens() for state in list(states.values())]
 
 
 def _endless(policy, k):
@@ -288,6 +297,28 @@ class Told:
         pass
 
     pause = resume = start_weight_update = update_weights = finish_weight_update = nothing
+
+
+async def test_a_bucket_is_left_too_when_a_sync_is_cancelled_as_it_is_copied():
+    copying, go_on, left = threading.Event(), threading.Event(), []
+
+    class Slow:
+        @contextmanager
+        def carry(self, bucket):
+            copying.set()
+            assert go_on.wait(20)
+            yield {}
+            left.append(bucket)
+
+    bucket = [("a", torch.ones(1))]
+    carrying = asyncio.create_task(_carry(bucket, Slow(), Told(None, loaded=0)))
+    await asyncio.to_thread(copying.wait)
+    carrying.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await carrying
+    assert left == [bucket]
 
 
 async def test_an_engine_that_keeps_rows_is_held_to_them():
