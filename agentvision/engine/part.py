@@ -94,6 +94,6 @@ def _compare(ledger: Sequence[int], engine: Sequence[int], url: str) -> None:
     raise EngineError(
         f"{url} read another prompt than the ledger's: {len(engine)} ids against {len(ledger)}, different from id"
         f" {at} on ({list(engine[at : at + 3])!r} against {list(ledger[at : at + 3])!r}). The server must serve the same"
-        " model with the same image limits (--mm-processor-kwargs with min_pixels and max_pixels where the recipe sets"
-        " them)"
+        " model with the same image limits (where the recipe sets model.min_pixels or max_pixels: --mm-processor-kwargs"
+        """ '{"size": {"shortest_edge": …, "longest_edge": …}}')"""
     )
