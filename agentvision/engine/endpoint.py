@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
 from agentvision.engine import adapter
-from agentvision.engine.part import FIRST_VERSION, Part, joined, part_of, version_number
+from agentvision.engine.part import BAN, FIRST_VERSION, Part, joined, part_of, version_number
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
 from agentvision.engine.wire import Reply, Wire
@@ -293,7 +293,7 @@ class Endpoint:
                 "stop_token_ids": list(ask.stop_ids),
                 "ignore_eos": True,  # the ledger's stop ids alone end a turn
                 "detokenize": False,
-                "logit_bias": {str(i): -100.0 for i in ask.banned_ids},
+                "logit_bias": {str(i): BAN for i in ask.banned_ids},
             },
         }
         if ask.adapter:

@@ -17,8 +17,8 @@ from agentvision.policy import VersionSpan
 FIRST_VERSION = "default"
 """What vLLM calls the weights that it was started with: version 0 here."""
 
-_IMPOSSIBLE_LOGPROB = -9999.0
-"""What vLLM writes for NaN and minus infinity."""
+BAN = -100.0
+"""What is added to a banned id's logit: nothing is left of it in float32, so no log-prob of what was drawn is so low."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ def part_of(body: Any, *, prompt: Sequence[int], brought: str | None, url: str) 
     if [entry["token_id"] for entry in content] != list(ids):
         raise EngineError(f"{url} gave log-probs of other ids than it sampled")
     logprobs = tuple(float(entry["logprob"]) for entry in content)
-    if bad := [p for p in logprobs if not math.isfinite(p) or p <= _IMPOSSIBLE_LOGPROB]:
-        raise BrokenNumbers(f"{url} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
+    refuse_broken(logprobs, who=url)
     told = [(s["version"], int(s["start"]), int(s["end"])) for s in choice["weight_versions"] or ()]
     if brought is not None and ids and (not told or FIRST_VERSION in (label for label, _, _ in told)):
         raise EngineLost(f"{url} lost its weights: it was started again")
@@ -58,6 +57,12 @@ def part_of(body: Any, *, prompt: Sequence[int], brought: str | None, url: str) 
         cached_tokens=int((body["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
     )
     return Part(sampled, aborted=ended == "abort")
+
+
+def refuse_broken(logprobs: Sequence[float], *, who: str) -> None:
+    """Raise `BrokenNumbers` for what cannot have been drawn. (A server writes -9999 for NaN and minus infinity.)"""
+    if bad := [p for p in logprobs if not (math.isfinite(p) and p > BAN)]:
+        raise BrokenNumbers(f"{who} sampled an id whose log-prob is {bad[0]!r}: its weights or its numbers are broken")
 
 
 def version_number(label: str, *, who: str) -> int:

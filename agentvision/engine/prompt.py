@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
+from agentvision.engine.part import BAN
 from agentvision.engine.types import Ask
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec, token_count, trainer_ids
 from agentvision.types import ImageSegment
-
-BAN = -100.0
-"""What is added to a banned id's logit: nothing is left of it in float32."""
 
 
 def params_of(ask: Ask, context_tokens: int, said: Sequence[int] = ()) -> Any:
