@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 import torch
 
+from agentvision.engine.launch import in_this_view
 from agentvision.engine.lend import address_of
 from agentvision.engine.ranks import ranks
+from agentvision.engine.types import EngineError
 
 Placement: TypeAlias = Literal["colocate", "separate", "server"]
 
@@ -29,12 +31,15 @@ _OURS = {
 }
 """Arguments of vLLM's that the recipe has a key of its own for."""
 _NEEDED = (
-    "generation_config", "logprobs_mode", "mm_device_do_normalize", "mm_processor_cache_gb", "mm_processor_kwargs",
-    "weight_transfer_config", "worker_extension_cls",
+    "enable_scale_out", "generation_config", "logprobs_mode", "mm_device_do_normalize", "mm_processor_cache_gb",
+    "mm_processor_kwargs", "weight_transfer_config", "worker_extension_cls",
 )  # fmt: skip
 """Arguments of vLLM's without which its ids, log-probs or weights would not be exact."""
-_SERVED = ("api_key", "host", "port", "served_model_name", "uds")
-"""Arguments of a server that is started here: it listens for this run alone, on a socket of the run's."""
+_LISTENS = (
+    "api_key", "data_parallel_supervisor_port", "grpc_port", "headless", "host", "middleware", "port", "root_path",
+    "served_model_name", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_ciphers", "ssl_keyfile", "uds",
+)  # fmt: skip
+"""Flags of how a server that is started here is reached: by this run alone, on a socket of the run's."""
 _ADDRESS = "write http://HOST:PORT, or unix:///PATH for a Unix socket"
 
 
@@ -65,6 +70,17 @@ def problems(
         yield (
             f"policy.options.devices: policy.options.servers is {servers}, and this is for {len(devices)}: {list(devices)!r}; "
             'name each server\'s, as in ["0,1", "2,3"]'
+        )
+    for index, given in enumerate(devices):
+        try:
+            in_this_view(given)
+        except EngineError as error:
+            yield f"policy.options.devices.{index}: {error}"
+    if placement == "separate" and not devices and device != "cpu" and torch.cuda.device_count() > 1:
+        yield (
+            f"policy.options.devices: policy.placement 'separate' needs them where there are several GPUs (here "
+            f"{torch.cuda.device_count()}): without them each server would be on the trainer's first; name those of each server, "
+            'which the trainer does not use, as in ["2,3", "4,5"]'
         )
     if api_key_env is not None and not os.environ.get(api_key_env):
         yield f"policy.options.api_key_env: the environment variable {api_key_env!r} is not set"
@@ -129,7 +145,7 @@ def _arguments(placement: Placement, engine: Mapping[str, Any]) -> Iterator[str]
             yield f"{key}: set {_OURS[plain]} instead"
         elif plain in _NEEDED:
             yield f"{key}: cannot be set: exact ids, log-probs and weights depend on it"
-        elif plain in _SERVED:
+        elif plain in _LISTENS:
             yield f"{key}: cannot be set: servers that a run starts listen for it alone"
         elif plain.endswith("_parallel_size") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             yield f"{key}: must be a whole number from 1 up, not {value!r}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,12 @@ import torch
 from torch import distributed
 
 from agentvision.engine import adapter
-from agentvision.engine.part import joined, spans_of
-from agentvision.engine.prompt import BAN, params_of, prompt_of
+from agentvision.engine.part import joined, refuse_broken, spans_of
+from agentvision.engine.prompt import params_of, prompt_of
 from agentvision.engine.ranks import in_thread
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.start import ended, started
-from agentvision.engine.types import Ask, BrokenNumbers, Control, EngineError, EngineLost, Sampled
+from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
 from agentvision.tokens import Codec, engine_ids, token_count
@@ -400,10 +399,7 @@ class InProcessEngine(Control):
         """What the turn has said, before it was put back and since."""
         said = output.outputs[0]
         ids, logprobs = tuple(said.token_ids), tuple(said.logprobs.logprobs)
-        if bad := [p for p in logprobs if not (math.isfinite(p) and p > BAN)]:
-            raise BrokenNumbers(
-                f"an id was sampled whose log-prob is {bad[0]!r}: the weights or the numbers are broken"
-            )
+        refuse_broken(logprobs, who="vLLM")
         now = Sampled(
             ids=ids,
             logprobs=logprobs,

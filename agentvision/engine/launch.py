@@ -64,9 +64,28 @@ _SOCKETS_CHARS = 64
 _log = logging.getLogger(__name__)
 
 
+def in_this_view(devices: str) -> str:
+    """What CUDA_VISIBLE_DEVICES names the devices that this process numbers so ("0,1"). Names that are no numbers stay.
+
+    Raises `EngineError` for one that this process does not see.
+    """
+    if (view := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return devices
+    seen = [name.strip() for name in view.split(",") if name.strip()]
+    found: list[str] = []
+    for name in (name.strip() for name in devices.split(",")):
+        if name.isdigit() and int(name) >= len(seen):
+            raise EngineError(
+                f"there is no device {name}: devices are counted within CUDA_VISIBLE_DEVICES, from 0, and it is {view!r}; let it "
+                "name the servers' devices too"
+            )
+        found.append(seen[int(name)] if name.isdigit() else name)
+    return ",".join(found)
+
+
 @dataclass(frozen=True)
 class ServerPlan:
-    """What is started: `count` servers of one model, each on the devices named for it ("0,1": CUDA_VISIBLE_DEVICES).
+    """What is started: `count` servers of one model, each on the devices named for it ("0,1": see `in_this_view`).
 
     `flags` are vLLM's own, by name with dashes or underscores, and win over this module's: True is a bare flag, False its
     `--no-` form, None leaves it out, a mapping or list travels as JSON. `env` is added to this process's environment.
@@ -120,7 +139,7 @@ class ServerPlan:
         }
         env |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
         if self.devices:
-            env["CUDA_VISIBLE_DEVICES"] = self.devices[index]
+            env["CUDA_VISIBLE_DEVICES"] = in_this_view(self.devices[index])
         return env | dict(self.env)
 
 

@@ -39,6 +39,23 @@ class Reply:
         return f"status {self.status}" + (f": {' '.join(str(message).split())[:500]}" if message else "")
 
 
+def address_problem(url: str) -> str | None:
+    """Why this is no address of an inference server, or None; a password in it is not told."""
+    try:
+        parts = urlsplit(url)
+        if parts.username or parts.password:
+            return (
+                f"the address of {parts.hostname!r} holds a password; give the key by itself, where it is not logged "
+                "(policy.options.api_key_env names its variable)"
+            )
+        known = _is_address(parts)
+    except ValueError:  # brackets of which one is missing
+        known = False
+    if known:
+        return None
+    return f"{url!r} is no inference server's address: write http://HOST:PORT, or unix:///PATH for a Unix socket"
+
+
 def _is_address(parts: SplitResult) -> bool:
     if parts.scheme == "unix":
         return bool(parts.path)
@@ -52,15 +69,9 @@ class Wire:
     """`url` is `http://host:port`, `https://…`, or `unix:///path/of/a/socket`; a trailing `/v1` is left out."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
+        if problem := address_problem(url):
+            raise EngineError(problem)
         parts = urlsplit(url)
-        if parts.username or parts.password:
-            raise EngineError(
-                f"the address of {parts.hostname!r} holds a password; pass it as api_key, which is not logged"
-            )
-        if not _is_address(parts):
-            raise EngineError(
-                f"{url!r} is no inference server's address: write http://HOST:PORT, or unix:///PATH for a Unix socket"
-            )
         self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
         socket = parts.path if parts.scheme == "unix" else None
         port = parts.port or (443 if parts.scheme == "https" else 80)

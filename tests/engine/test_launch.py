@@ -108,7 +108,16 @@ def test_the_command_has_what_exact_rollouts_need_and_takes_any_flag_of_vllm():
     assert "weight-transfer" not in words and "policy" not in words
 
 
+def test_devices_are_counted_within_those_that_the_run_sees(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5a, 6")
+    plan = ServerPlan("m", count=3, devices=("0,1", "2", "GPU-7b"))
+    assert [plan.environment(k)["CUDA_VISIBLE_DEVICES"] for k in range(3)] == ["4,GPU-5a", "6", "GPU-7b"]
+    with pytest.raises(EngineError, match="no device 3"):
+        ServerPlan("m", devices=("3",)).environment(0)
+
+
 def test_each_server_has_its_devices_and_none_asks_for_a_key_of_the_surroundings(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("VLLM_API_KEY", "s3cret")
     plan = ServerPlan("m", count=2, devices=("0,1", "2,3"), env={"OMP_NUM_THREADS": "3"})
     for index, devices in enumerate(["0,1", "2,3"]):

@@ -90,12 +90,25 @@ SERVER = {"placement": "server", "endpoints": ["http://a:8000"]}
         ({**SERVER, "weights_host": ":8000"}, "weights_host: ':8000' is no address"),
         ({"placement": "server", "endpoints": ["http://me:secret@host"]}, "an address holds a password"),
         ({"placement": "server", "endpoints": ["http://me:secret@host:99999"]}, "an address holds a password"),
+        ({"placement": "separate", "engine": {"ssl-keyfile": "/a"}}, "ssl-keyfile: cannot be set: servers that a run"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_loaded(options, says):
     with pytest.raises(PluginError, match=says) as told:
         VLLMPolicy.check(**options)
     assert "secret" not in str(told.value)
+
+
+def test_servers_beside_a_trainer_with_several_gpus_are_told_theirs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    with pytest.raises(PluginError, match=r"needs policy.options.devices .*\(here 8\)"):
+        VLLMPolicy.check(placement="separate")
+    with pytest.raises(PluginError, match=r"devices.0: there is no device 4: .*'4,5,6,7'"):
+        VLLMPolicy.check(placement="separate", devices=["4"])
+    VLLMPolicy.check(placement="separate", devices=["3"])
+    VLLMPolicy.check(placement="separate", device="cpu")
 
 
 def test_recipes_check_tells_it_too():
