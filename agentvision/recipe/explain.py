@@ -34,7 +34,7 @@ def explain(error: ValidationError, root: Node) -> list[Problem]:
 
 def _follows(details: ErrorDetails) -> bool:
     """Whether it is only of items that are wrong themselves, and are told: pydantic counts none of them."""
-    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
+    return details["type"] == "too_short" and len(details["input"]) >= details.get("ctx", {})["min_length"]
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:
