@@ -12,7 +12,8 @@ from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.types import EngineError
-from agentvision.errors import AgentVisionError
+from agentvision.errors import AgentVisionError, ModelError
+from agentvision.policies._vllm_settings import in_the_recipes_words
 from agentvision.tokens import Codec
 
 Agreement: TypeAlias = Callable[[EngineError | None], Awaitable[list[EngineError]]]
@@ -37,6 +38,9 @@ def own_engine(settings: EngineSettings, codec: Codec) -> InProcessEngine:
     error: AgentVisionError | None = None
     try:
         engine = InProcessEngine(settings, codec)
+    except ModelError as raised:
+        error = ModelError(in_the_recipes_words(str(raised)))
+        error.__cause__ = raised
     except AgentVisionError as raised:
         error = raised
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -41,6 +42,15 @@ _LISTENS = (
 )  # fmt: skip
 """Flags of how a server that is started here is reached: by this run alone, on a socket of the run's."""
 _ADDRESS = "write http://HOST:PORT, or unix:///PATH for a Unix socket"
+
+
+def in_the_recipes_words(said: str) -> str:
+    """What vLLM says of its arguments, by the recipe's keys: `--max-model-len` is sampling.context_tokens."""
+    for name, key in _OURS.items():
+        if "_" in name:
+            said = re.sub(rf"`?(--)?\b{name.replace('_', '[-_]')}\b`?", key, said)
+    memory = "policy.options.kv_cache_mib"
+    return f"{said} ({memory} is the memory of keys and values)" if "KV cache" in said and memory not in said else said
 
 
 def problems(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from agentvision.errors import ModelError, PluginError
+from agentvision.policies._vllm_settings import in_the_recipes_words
 from agentvision.policies.vllm import VLLMPolicy
 from agentvision.preflight import problems
 from agentvision.recipe import load_recipe
@@ -50,6 +51,22 @@ def test_vllm_that_is_not_installed_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", None)
     with pytest.raises(ModelError, match=r"agentvision\[vllm\]"):
         make_policy()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("decreasing `max_model_len` when", "decreasing sampling.context_tokens when"),
+        ("Decrease --kv-cache-memory-bytes, or", "Decrease policy.options.kv_cache_mib, or"),
+        (
+            "the KV cache; try gpu_memory_utilization",
+            "the KV cache; try policy.options.memory_share (policy.options.kv_",
+        ),
+        ("a model of another revision", "a model of another revision"),
+    ],
+)
+def test_what_vllm_says_of_its_arguments_is_told_by_the_recipes_keys(said, told):
+    assert in_the_recipes_words(said).startswith(told)
 
 
 SERVER = {"placement": "server", "endpoints": ["http://a:8000"]}
