@@ -43,7 +43,9 @@ def train(
 
     result = run(loaded, out=out, resume=resume, quiet=quiet)
     if result.interrupted is not None:
-        if not quiet:
+        if result.checkpoint is None:
+            print("interrupted before the first step; nothing was written", file=sys.stderr)
+        elif not quiet:
             command = ["agentvision", "train", recipe, *overrides]
             command += ["--profile", profile] if profile is not None else []
             command += ["--out", str(result.out), "--resume"]

@@ -38,7 +38,7 @@ def differing_keys(one: Recipe, other: Recipe) -> tuple[str, ...]:
 def _flat(value: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     flat = {p: v for key, child in children for p, v in _flat(child, (*path, str(key))).items()}
-    return flat or {path: value}
+    return flat if isinstance(value, dict) else flat or {path: value}  # what an empty map lacks is told by its keys
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A training run from its folder's first file to its last: start or resume, stages, loop, export, report.
 
 A run's folder is never overwritten. Resuming takes the newest whole checkpoint and refuses a recipe that differs in
-anything but `trainer.steps` and `alarms`. Whatever ends the loop (the last step, a signal, a reason to stop), a whole
-checkpoint of the last finished step is left behind.
+anything but `trainer.steps`, `alarms` and where servers are. Whatever ends the loop (the last step, a signal, a reason to
+stop), a whole checkpoint of the last finished step is left behind.
 """
 
 from __future__ import annotations
@@ -44,14 +44,23 @@ from agentvision.types import Sample
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("trainer.steps", "alarms.")
+MAY_DIFFER = (
+    "trainer.steps",
+    "alarms.",
+    "policy.endpoints",
+    "policy.options.api_key_env",
+    "policy.options.devices",
+    "policy.options.servers",
+    "policy.options.weights_host",
+)
 """Beginnings of keys. A finished run may be continued for longer (with a schedule other than constant this changes the
-later rates), and one that an alarm stopped with other alarms: they touch no weight."""
+later rates), one that an alarm stopped with other alarms, and one whose servers are gone at others: they touch no weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run left behind. `export` and `report` are None when it was interrupted."""
+    """What a run left behind. `export` and `report` are None when it was interrupted; `checkpoint` too, when that was before
+    anything was begun."""
 
     out: Path
     steps: int
@@ -143,7 +152,11 @@ async def _stages(
     samples, held_out = questions
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()  # everybody has looked at the folder
-    if main:  # only now that all the recipe names could be built: a typo leaves no folder behind
+    if found is None and recipe.warm_start is None and not await _first_weights(learner, interruption):
+        return TrainResult(out, 0, None, interrupted=interruption.received)
+    if (
+        main
+    ):  # only now that all the recipe names is there and works: a typo, or a server that is none, leaves no folder
         _claim(out, recipe)
     done = found.step if found else 0
     tracker = Tracker.open(out, recipe, resume_step=done + 1 if resume else None) if main else None
@@ -170,12 +183,7 @@ async def _stages(
     failed = True
     try:
         with progress, _all_ranks(run):
-            if found is not None:
-                learner.read(found.path)
-                await run.restore(found.state, found.step)
-            elif recipe.warm_start is None:
-                await learner.policy.weights_changed(0)  # an engine of its own may have anybody's weights
-            await _loop(run, out)
+            await _loop(run, out, found)
         failed = False
         return _finish(run, out)
     finally:
@@ -184,18 +192,37 @@ async def _stages(
             tracker.close(failed=failed)
 
 
-async def _loop(run: GRPO, out: Path) -> None:
+async def _first_weights(learner: Learner, interruption: Interruption) -> bool:
+    """Bring the policy the weights that all begins with: an engine of its own may have anybody's. False: a signal came first."""
+    try:
+        with _all_ranks(None), interruption.may_cancel():
+            await learner.policy.weights_changed(0)
+    except asyncio.CancelledError as cancelled:
+        _end_by_signal(interruption, cancelled)
+    return interruption.received is None
+
+
+def _end_by_signal(interruption: Interruption, cancelled: asyncio.CancelledError) -> None:
+    """The cancellation was the signal's, and is over. Raises it on where it was somebody else's."""
+    if interruption.received is None:
+        raise cancelled
+    if (task := asyncio.current_task()) is not None:
+        task.uncancel()
+
+
+async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
     """The stages, and a checkpoint whatever ends them."""
     try:
+        if found is not None:
+            run.learner.read(found.path)
+            with run.interruption.may_cancel():
+                await run.restore(found.state, found.step)
         if run.recipe.warm_start is not None and run.saved < 0:
             await _warm_start(run, out)
         await run.loop()
         run.save()
-    except asyncio.CancelledError:
-        if run.interruption.received is None:
-            raise
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()
+    except asyncio.CancelledError as cancelled:
+        _end_by_signal(run.interruption, cancelled)
         if _warm(run):
             run.save()
     except TrainingStopped as stopped:
@@ -207,20 +234,23 @@ async def _loop(run: GRPO, out: Path) -> None:
 
 
 @contextmanager
-def _all_ranks(run: GRPO) -> Iterator[None]:
+def _all_ranks(run: GRPO | None) -> Iterator[None]:
     """A rank that is gone is met at the next thing that all do together: it ends the run, of which nothing more can be saved."""
+    step = 0 if run is None else run.step
     try:
         yield
     except RuntimeError as error:
         if not tells_of_lost_rank(error):
             raise
-        reason = f"step {run.step}: another training process is gone, or does not answer ({first_line(error)})"
-        if run.tracker is not None:
-            run.tracker.event("stopped", step=run.step, reason=reason)
+        reason = f"step {step}: another training process is gone, or does not answer ({first_line(error)})"
+        if run is not None and run.tracker is not None:
+            run.tracker.event("stopped", step=step, reason=reason)
         raise TrainingStopped(f"{reason}; what it said last is in the launcher's output. {_kept(run)}") from error
 
 
-def _kept(run: GRPO) -> str:
+def _kept(run: GRPO | None) -> str:
+    if run is None:
+        return "Nothing was begun"
     if run.saved < 0:
         return "There is no checkpoint yet: start again in a new --out"
     return f"The last whole checkpoint is {run.checkpoints.path(run.saved)}"

@@ -1,6 +1,8 @@
 """Whole runs of the real thing (policy, environment, rewards, journal), on a tiny model with random weights."""
 
+import asyncio
 import json
+import os
 import signal
 
 import pytest
@@ -11,7 +13,10 @@ from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost
 from agentvision.errors import PluginError, RunError, TrainingStopped
 from agentvision.journal import read_trajectories
 from agentvision.policies.transformers import TransformersPolicy
+from agentvision.recipe.resolved import write_resolved
+from agentvision.run_folder import RESOLVED
 from agentvision.tracking import read_events, read_metrics
+from agentvision.train.run import _check_folder
 
 from .run_cases import same, steady_metrics, weights
 
@@ -96,6 +101,41 @@ def test_a_run_directory_is_never_overwritten(recipe, tmp_path, capsys):
         main(["train", "./small.yaml", "--out", str(out)])
     assert exit_.value.code == 2 and "--resume" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_an_engine_that_is_not_there_leaves_no_folder_behind(recipe, tmp_path, monkeypatch):
+    async def nobody(self, version):
+        raise EngineLost("nobody is there")
+
+    monkeypatch.setattr(TransformersPolicy, "weights_changed", nobody)
+    with pytest.raises(EngineLost, match="nobody is there"):
+        train(recipe(), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_an_engine_is_ended_by_the_first_signal(recipe, tmp_path, monkeypatch, capsys, number):
+    async def waits(self, version):
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(TransformersPolicy, "weights_changed", waits)
+    recipe()
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "./small.yaml", "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 128 + number
+    assert capsys.readouterr().err.strip() == "interrupted before the first step; nothing was written"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_servers_are_gone_is_resumed_at_others(recipe, tmp_path):
+    servers = "policy={backend: vllm, placement: server, endpoints: ['http://a:1', 'http://b:1']}"
+    (tmp_path / "run").mkdir()
+    write_resolved(recipe(servers), tmp_path / "run" / RESOLVED)
+    moved = (servers, "policy.endpoints=['http://c:1']", "policy.options.weights_host='d:8000'")
+    _check_folder(tmp_path / "run", recipe(*moved), resume=True)
+    with pytest.raises(RunError, match=r"differ: policy\.options\.lora\b"):
+        _check_folder(tmp_path / "run", recipe(*moved, "policy.options.lora=merged"), resume=True)
 
 
 def test_resuming_refuses_a_changed_recipe_and_names_the_keys(recipe, tmp_path):
