@@ -154,9 +154,8 @@ async def _stages(
     accelerator.wait_for_everyone()  # everybody has looked at the folder
     if found is None and recipe.warm_start is None and not await _first_weights(learner, interruption):
         return TrainResult(out, 0, None, interrupted=interruption.received)
-    if (
-        main
-    ):  # only now that all the recipe names is there and works: a typo, or a server that is none, leaves no folder
+    # Only now that all the recipe names is there and works: a typo, or a server that is none, leaves no folder behind.
+    if main:
         _claim(out, recipe)
     done = found.step if found else 0
     tracker = Tracker.open(out, recipe, resume_step=done + 1 if resume else None) if main else None
