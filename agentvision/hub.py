@@ -27,6 +27,10 @@ def local_folder(path: str | Path) -> Path | None:
     if not place.is_dir():
         raise ModelError(f"there is no model folder {text!r}")
     if not (place / "config.json").is_file():
+        if (place / "adapter_config.json").is_file():
+            raise ModelError(
+                f"the folder {text!r} holds an adapter alone; the model with it merged is in the export/ of its run"
+            )
         inside = [str(place / name) for name in _INSIDE if (place / name / "config.json").is_file()]
         hint = f" Did you mean {inside[0]!r}?" if inside else ""
         raise ModelError(f"the folder {text!r} holds no model: there is no config.json in it.{hint}")

@@ -74,6 +74,12 @@ def test_a_path_without_a_folder_is_told_without_a_network(path: str | Path) -> 
         reachable(path)
 
 
+def test_an_adapter_is_no_model_and_the_merged_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"holds an adapter alone; .* export/"):
+        local_folder(tmp_path)
+
+
 def test_a_run_is_no_model_but_holds_one(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no config\.json in it\.$"):
         local_folder(tmp_path)
