@@ -42,6 +42,10 @@ def model_path(path: str) -> str:
     return str(Path(str(files("agentvision"))) / PACKAGED_MODELS[name])
 
 
+IMAGES = 16
+"""What an engine is made for that sets its images aside beforehand, where an episode may not show more."""
+
+
 def build_policy(
     recipe: Recipe, *, model: str | Path | None = None, train: bool = False, logs: Path | None = None
 ) -> Policy:
@@ -77,6 +81,7 @@ def policy_call(
         "max_pixels": settings.max_pixels,
         "trust_remote_code": settings.trust_remote_code,
         "context_tokens": recipe.sampling.context_tokens,
+        "max_images": max(IMAGES, recipe.env.max_images),
         "adapter": settings.lora if train else None,
         "logs": logs,
     }

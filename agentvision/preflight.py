@@ -97,6 +97,8 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
     except AgentVisionError as error:
         yield "policy.backend", str(error)
     else:
+        if options.get("max_images", recipe.env.max_images) < recipe.env.max_images:
+            yield "policy.options.max_images", f"must not be below env.max_images ({recipe.env.max_images})"
         try:
             build.check_policy(recipe, model=model)
         except AgentVisionError as error:

@@ -130,6 +130,10 @@ def test_evaluation_begins_with_it(own: Path, tmp_path: Path) -> None:
             ["policy={backend: vllm, placement: server, endpoints: ['http://a:1', b]}"],
             "policy.endpoints.1: 'b' is no address; write http://HOST:PORT",
         ),
+        (
+            ["policy={backend: vllm, options: {max_images: 1}}"],
+            "policy.options.max_images: must not be below env.max_images (2)",
+        ),
     ],
 )
 def test_what_a_backend_cannot_do_is_told_at_its_key(overrides: list[str], line: str) -> None:
