@@ -36,7 +36,7 @@ from tests.policies.vllm_cases import answers_of, make_policy, talk_of  # noqa: 
 TIMES = 100
 MAX_GAP = 1e-4
 BUCKET_BYTES = 1 << 20
-STALL_S = 0.3
+STALL_S = 1.5
 
 
 async def spoil(times: int) -> dict[str, Any]:
