@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -78,12 +79,21 @@ async def test_a_coroutine_is_run_from_plain_code_inside_a_loop() -> None:
     assert run_sync(lambda: twice(3)) == 6
 
 
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """As in the foreground: it is ignored where the tests are run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 async def interrupted_just_before():
     os.kill(os.getpid(), signal.SIGINT)  # asyncio's handler: the coroutine is cancelled at its next await
     with ctrl_c_raises():
         time.sleep(30)
 
 
+@pytest.mark.usefixtures("sigint")
 def test_an_interrupt_just_before_what_takes_long_ends_it_too():
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -91,6 +101,7 @@ def test_an_interrupt_just_before_what_takes_long_ends_it_too():
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.usefixtures("sigint")
 def test_an_interrupt_is_heard_at_every_moment_of_a_start():
     """Also while the thread that runs the coroutine is being started."""
 

@@ -235,12 +235,12 @@ async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
 @contextmanager
 def _all_ranks(run: GRPO | None) -> Iterator[None]:
     """A rank that is gone is met at the next thing that all do together: it ends the run, of which nothing more can be saved."""
-    step = 0 if run is None else run.step
     try:
         yield
     except RuntimeError as error:
         if not tells_of_lost_rank(error):
             raise
+        step = 0 if run is None else run.step
         reason = f"step {step}: another training process is gone, or does not answer ({first_line(error)})"
         if run is not None and run.tracker is not None:
             run.tracker.event("stopped", step=step, reason=reason)

@@ -51,7 +51,7 @@ class StandIn(ServerPlan):
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends as its file is read
         return False
 
 
@@ -334,6 +334,7 @@ def child(code):
 
 children = []
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests are run in the background it is ignored
 for number in range(len(delays)):
     if not (pid := os.fork()):
         child(MUTE if number % 2 else STAND_IN)

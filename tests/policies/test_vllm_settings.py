@@ -120,7 +120,7 @@ def test_servers_beside_a_trainer_with_several_gpus_are_told_theirs(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    with pytest.raises(PluginError, match=r"needs policy.options.devices .*\(here 8\)"):
+    with pytest.raises(PluginError, match=r"options.devices: .* needs them where there are several GPUs \(here 8\)"):
         VLLMPolicy.check(placement="separate")
     with pytest.raises(PluginError, match=r"devices.0: there is no device 4: .*'4,5,6,7'"):
         VLLMPolicy.check(placement="separate", devices=["4"])

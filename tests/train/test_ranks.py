@@ -71,8 +71,7 @@ def test_one_that_is_killed_ends_the_others_with_a_sentence(tmp_path):
     out = tmp_path / "run"
     said = launch(out, "rank 1 is killed", "policy.placement=colocate")
     assert_two_good_steps(out, said)
-    assert "step 2: another training process is gone" in said
-    assert "another training process is gone" in stopped_by(out)
+    assert stopped_by(out).startswith("step 2: another training process is gone")
     assert checkpoints(out)[-1] == "step-000002"
 
 
