@@ -37,7 +37,7 @@ from agentvision.engine.endpoint import Endpoint  # noqa: E402
 from agentvision.engine.launch import ServerPlan, Servers  # noqa: E402
 from agentvision.engine.pool import Pool  # noqa: E402
 from agentvision.engine.types import Ask, Sampled  # noqa: E402
-from agentvision.policies.transformers import load_model  # noqa: E402
+from agentvision.policies._model import load_model  # noqa: E402
 from agentvision.policies.vllm import VLLMPolicy  # noqa: E402
 from agentvision.tokens import Codec  # noqa: E402
 from agentvision.types import Message, TextSegment  # noqa: E402

@@ -50,12 +50,12 @@ async def spoil(times: int) -> dict[str, Any]:
         engine = Faulty(policy.engine, seed=FAULTS.index(fault))
         for k in range(times):
             version = policy.version + 1
-            await policy.engine.sample(policy._probe.ask())  # something is in every cache
+            await policy.engine.sample(policy.proof.probe.ask())  # something is in every cache
             _change(policy, start, draw)
             engine.spoil(fault)
             try:
                 weights = Weights.of(policy.model, version=version)
-                await policy._sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
+                await policy._sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
             except SyncError:
                 counts[fault]["found"] += 1
             if engine.spoilt != fault:
@@ -88,7 +88,7 @@ async def _spoil_network(
                 weights = Weights.of(policy.model, version=version)
                 engine.spoil(fault)
                 try:
-                    await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
+                    await sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
                 except SyncError:
                     counts[fault]["found"] += 1
                 if network.spoilt != fault:
@@ -96,7 +96,7 @@ async def _spoil_network(
                 network.spoilt = ""
                 counts[fault]["times"] += 1
                 began = time.perf_counter()
-                await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
+                await sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
                 syncs.append(time.perf_counter() - began)
                 policy._version = version
                 gap, _ = await answers_of(policy, [talk_of(policy, images=k % 3, seed=k)])

@@ -3,7 +3,7 @@
     python bench/rollout_adapter.py [--part adapter|weights|merged]
 
 `adapter`: rank 16, for an engine that samples with it unmerged. `merged`: the same adapter within all weights. `weights`: no
-adapter. Each part is a process of its own, on the larger of the two random models that `rollout_engine` takes; the first sync
+adapter. Each part is a process of its own, on the larger of the two random models that `engine_cases` makes; the first sync
 is not counted. |Δ log-prob| is between the engine and the module, over the turns of four conversations.
 """
 
@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import torch
-from rollout_engine import larger_model
+from engine_cases import larger_model
 
 from agentvision.engine.sync import Weights
 from agentvision.lora import adapter_parameters
@@ -71,8 +71,8 @@ async def timed(part: str) -> dict[str, Any]:
             began = time.perf_counter()
             await policy.weights_changed(2 + k)
             seconds.append(time.perf_counter() - began)
-        sampled = await policy.engine.sample(policy._probe.ask(adapter=part == "adapter"))
-        gap = policy._probe.gap(policy.model, sampled)
+        sampled = await policy.engine.sample(policy.proof.probe.ask(adapter=part == "adapter"))
+        gap = policy.proof.probe.gap(policy.model, sampled)
         await policy.close()
     return {
         f"sync_{part}_bytes": sent,

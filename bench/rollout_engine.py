@@ -20,16 +20,13 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from engine_cases import ask_of, larger_model, request_of, segments_of
 
 from agentvision import build
 from agentvision.data import open_questions
@@ -42,15 +39,13 @@ from agentvision.policies.transformers import TransformersPolicy
 from agentvision.policies.vllm import VLLMPolicy
 from agentvision.recipe import load_recipe
 from agentvision.rollout import rollout_groups
-from agentvision.tokens import Codec, token_count
+from agentvision.tokens import Codec
 from agentvision.train.batch import Example
-from agentvision.train.export import save_model
-from agentvision.types import Group, ImageSegment, Segment, TextSegment
+from agentvision.types import Group, TextSegment
 
 PARTS = ("loop", "larger", "others", "exact", "bfloat16")
 GROUPS, SIZE, ROUNDS = 32, 16, 5
 OVERRIDES = ("policy.backend=vllm", 'policy.options={"kv_cache_mib": 256}')
-LARGER = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
 LARGER_TURNS, LARGER_TOKENS = 64, 64
 LARGER_GROUPS, LARGER_ROUNDS = 8, 3
 WAITING = 4
@@ -203,13 +198,13 @@ async def _long_prompts(engine: InProcessEngine, codec: Codec) -> dict[str, floa
     draw, reused, total = random.Random(0), 0, 0
     for k in range(8):
         store = ImageStore()
-        segments, _ = _prompt(codec, store, images=1, seed=100 + k, side=LONG_IMAGE_PX)
-        ask = _ask(codec, store, segments, session=f"long{k}", seed=k, max_tokens=16)
+        segments = segments_of(codec, store, images=1, seed=100 + k, side=LONG_IMAGE_PX)
+        ask = ask_of(codec, store, segments, session=f"long{k}", seed=k, max_tokens=16)
         said = await engine.sample(ask)
         turn = TextSegment(said.ids, sampled=True, logprobs=said.logprobs)
         reply = TextSegment(tuple(codec.encode_text(f" again {draw.random()}")))
         again = await engine.sample(
-            _ask(codec, store, (*segments, turn, reply), session=f"long{k}", seed=k, max_tokens=16, turn=1)
+            ask_of(codec, store, (*segments, turn, reply), session=f"long{k}", seed=k, max_tokens=16, turn=1)
         )
         reused += min(again.cached_tokens, said.prompt_tokens)
         total += said.prompt_tokens
@@ -242,25 +237,6 @@ async def others() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def larger_model() -> Iterator[str]:
-    """The folder of a random model of about 26 million parameters."""
-    from agentvision.tiny.config import tiny_config, tiny_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        source = build.model_path("package://tiny-vlm")
-        codec = Codec.from_pretrained(source)
-        config = tiny_config(codec.tokenizer)
-        for name, value in LARGER.items():
-            setattr(config.text_config, name, value)
-        config.text_config.num_key_value_heads = 4
-        config.text_config.layer_types = ["full_attention"] * LARGER["num_hidden_layers"]
-        config.text_config.rope_parameters["mrope_section"] = [8, 12, 12]
-        config.vision_config.out_hidden_size = LARGER["hidden_size"]
-        save_model(tiny_model(config, seed=0), codec, Path(folder), source=source)
-        yield folder
-
-
 async def larger() -> dict[str, Any]:
     """The loop on a model whose engine has more to do, with turns of about 64 tokens (it is random: they rarely end)."""
     with larger_model() as folder:
@@ -280,14 +256,16 @@ async def _larger() -> dict[str, float]:
         policy = VLLMPolicy.from_pretrained(folder, dtype="float32", device="cpu", context_tokens=1024)
         hf = TransformersPolicy.from_pretrained(folder, dtype="float32", device="cpu")
         store = ImageStore()
-        prompts = [_prompt(codec, store, images=1, seed=k, side=96) for k in range(LARGER_TURNS)]
+        prompts = [segments_of(codec, store, images=1, seed=k, side=96) for k in range(LARGER_TURNS)]
 
         async def run(one: Any, kind: str) -> float:
             began = time.perf_counter()
             await asyncio.gather(
                 *(
-                    one.complete(_request(codec, store, segments, session=f"{kind}{k}", seed=k))
-                    for k, (segments, _) in enumerate(prompts)
+                    one.complete(
+                        request_of(codec, store, segments, session=f"{kind}{k}", seed=k, max_tokens=LARGER_TOKENS)
+                    )
+                    for k, segments in enumerate(prompts)
                 )
             )
             return time.perf_counter() - began
@@ -315,47 +293,14 @@ async def exact(dtype: str) -> dict[str, Any]:
     codec, store = policy._codec, ImageStore()
     examples = []
     for k in range(8):
-        segments, _ = _prompt(codec, store, images=k % 3, seed=k, side=96)
-        asks = [_ask(codec, store, segments, session=f"{k}/{j}", seed=8 * k + j, max_tokens=32) for j in range(8)]
+        segments = segments_of(codec, store, images=k % 3, seed=k, side=96)
+        asks = [ask_of(codec, store, segments, session=f"{k}/{j}", seed=8 * k + j, max_tokens=32) for j in range(8)]
         for said in await asyncio.gather(*(policy.engine.sample(ask) for ask in asks)):
             turn = TextSegment(said.ids, sampled=True, logprobs=said.logprobs)
             examples.append(Example((*segments, turn), advantage=0.0))
     gap = gap_of(policy.model, codec, examples, store)
     await policy.close()
     return {"tokens": gap.tokens, "mean": gap.mean, "max": gap.max}
-
-
-def _prompt(codec: Codec, store: ImageStore, *, images: int, seed: int, side: int) -> tuple[tuple[Segment, ...], int]:
-    draw = random.Random(seed)
-    segments: list[Segment] = [TextSegment(codec.encode_text("what is it? ") + codec.encode_text(str(draw.random())))]
-    for k in range(images):
-        picture = Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side))
-        grid = codec.vision.grid(picture.size)
-        segments += [
-            ImageSegment(k + 1, store.add(picture), grid, codec.vision.tokens(picture.size)),
-            TextSegment(codec.encode_text(f" image {k + 1}")),
-        ]
-    return tuple(segments), token_count(segments)
-
-
-def _ask(
-    codec: Codec,
-    store: ImageStore,
-    segments: tuple[Segment, ...],
-    *,
-    session: str,
-    seed: int,
-    max_tokens: int,
-    turn: int = 0,
-) -> Ask:
-    return Ask(session, session, turn, segments, store, 1.0, 1.0, 0, max_tokens, seed, codec.stop_ids, codec.banned_ids)
-
-
-def _request(codec: Codec, store: ImageStore, segments: tuple[Segment, ...], *, session: str, seed: int) -> Any:
-    from agentvision.policy import Request, SamplingParams
-
-    sampling = SamplingParams(max_tokens=LARGER_TOKENS, seed=seed)
-    return Request(session, session, (), (), segments, store, sampling)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------

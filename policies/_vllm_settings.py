@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -53,72 +54,70 @@ def in_the_recipes_words(said: str) -> str:
     return f"{said} ({memory} is the memory of keys and values)" if "KV cache" in said and memory not in said else said
 
 
-def problems(
-    placement: Placement,
-    endpoints: Sequence[str],
-    device: str,
-    servers: int,
-    devices: Sequence[str],
-    api_key_env: str | None,
-    weights_host: str | None,
-    engine: Mapping[str, Any],
-) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the engine is and how it is reached, as a recipe says it."""
+
+    placement: Placement
+    endpoints: Sequence[str]
+    device: str
+    servers: int
+    devices: Sequence[str]
+    api_key_env: str | None
+    weights_host: str | None
+    engine: Mapping[str, Any]
+
+
+def problems(where: Where) -> Iterator[str]:
     """Everything that cannot be, a sentence each that begins with its key."""
-    yield from _elsewhere(placement, endpoints, servers, devices, api_key_env, weights_host, engine)
-    yield from _addresses(endpoints)
-    if weights_host is not None:
+    yield from _elsewhere(where)
+    yield from _addresses(where.endpoints)
+    if where.weights_host is not None:
         try:
-            address_of(weights_host)
+            address_of(where.weights_host)
         except ValueError:
             yield (
-                f"policy.options.weights_host: {weights_host!r} is no address; write HOST or HOST:PORT, where the servers "
+                f"policy.options.weights_host: {where.weights_host!r} is no address; write HOST or HOST:PORT, where the servers "
                 "reach this machine"
             )
-    if device != "cpu" and device != "auto" and not torch.cuda.is_available():
-        yield f"model.device: {device!r} cannot be, torch sees no GPU here; take 'auto' or 'cpu'"
-    if devices and len(devices) != servers:
+    if where.device != "cpu" and where.device != "auto" and not torch.cuda.is_available():
+        yield f"model.device: {where.device!r} cannot be, torch sees no GPU here; take 'auto' or 'cpu'"
+    if where.devices and len(where.devices) != where.servers:
         yield (
-            f"policy.options.devices: policy.options.servers is {servers}, and this is for {len(devices)}: {list(devices)!r}; "
+            f"policy.options.devices: policy.options.servers is {where.servers}, and this is for {len(where.devices)}: "
+            f"{list(where.devices)!r}; "
             'name each server\'s, as in ["0,1", "2,3"]'
         )
-    for index, given in enumerate(devices):
+    for index, given in enumerate(where.devices):
         try:
             in_this_view(given)
         except EngineError as error:
             yield f"policy.options.devices.{index}: {error}"
-    if placement == "separate" and not devices and device != "cpu" and torch.cuda.device_count() > 1:
+    if where.placement == "separate" and not where.devices and where.device != "cpu" and torch.cuda.device_count() > 1:
         yield (
             f"policy.options.devices: policy.placement 'separate' needs them where there are several GPUs (here "
             f"{torch.cuda.device_count()}): without them each server would be on the trainer's first; name those of each server, "
             'which the trainer does not use, as in ["2,3", "4,5"]'
         )
-    if api_key_env is not None and not os.environ.get(api_key_env):
-        yield f"policy.options.api_key_env: the environment variable {api_key_env!r} is not set"
-    yield from _arguments(placement, engine)
+    if where.api_key_env is not None and not os.environ.get(where.api_key_env):
+        yield f"policy.options.api_key_env: the environment variable {where.api_key_env!r} is not set"
+    yield from _arguments(where.placement, where.engine)
 
 
-def _elsewhere(
-    placement: Placement,
-    endpoints: Sequence[str],
-    servers: int,
-    devices: Sequence[str],
-    api_key_env: str | None,
-    weights_host: str | None,
-    engine: Mapping[str, Any],
-) -> Iterator[str]:
+def _elsewhere(where: Where) -> Iterator[str]:
     """What would do nothing where the engine is."""
-    if placement == "server" and not endpoints:
+    if where.placement == "server" and not where.endpoints:
         yield "policy.placement: 'server' needs policy.endpoints: the addresses of the vLLM servers"
     for key, is_set, belongs in (
-        ("endpoints", bool(endpoints), "server"),
-        ("options.servers", servers != 1, "separate"),
-        ("options.devices", bool(devices), "separate"),
-        ("options.api_key_env", api_key_env is not None, "server"),
-        ("options.weights_host", weights_host is not None, "server"),
+        ("endpoints", bool(where.endpoints), "server"),
+        ("options.servers", where.servers != 1, "separate"),
+        ("options.devices", bool(where.devices), "separate"),
+        ("options.api_key_env", where.api_key_env is not None, "server"),
+        ("options.weights_host", where.weights_host is not None, "server"),
     ):
-        if is_set and placement != belongs:
-            yield f"policy.{key}: belongs to policy.placement {belongs!r}, and the placement is {placement!r}"
-    if engine and placement == "server":
+        if is_set and where.placement != belongs:
+            yield f"policy.{key}: belongs to policy.placement {belongs!r}, and the placement is {where.placement!r}"
+    if where.engine and where.placement == "server":
         yield "policy.options.engine: the servers run already: give them these as flags when you start them"
 
 

@@ -9,7 +9,6 @@ after each update. It must not change weights while turns are being sampled, unl
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections import deque
@@ -18,17 +17,16 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from agentvision.errors import ModelError, first_line
-from agentvision.hub import reachable
-from agentvision.lora import add_adapter
+from agentvision.errors import ModelError
 from agentvision.policies._engine import Engine
 from agentvision.policies._jobs import Job, Outcome, PolicyStats
+from agentvision.policies._model import Attention, dtype_of, load_model
 from agentvision.policies._network import Network
 from agentvision.policy import Completion, Request
 from agentvision.recipe.lora import Lora
@@ -45,8 +43,6 @@ _PATIENCE_STEPS = 8
 """A request waits at most so many decode steps for others to join with."""
 _IDLE_S = 5.0
 """The worker thread ends when it has had nothing to do for so long; the next request starts another."""
-
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +85,7 @@ class TransformersPolicy:
         self.stats = PolicyStats()
         self.vision_frozen = vision_frozen
         self._codec = codec
-        self._network = Network(model, compute_dtype=_dtype(compute_dtype))
+        self._network = Network(model, compute_dtype=dtype_of(compute_dtype))
         if codec.vocab_size > self._network.vocab_size:
             raise ModelError(
                 f"the codec has {codec.vocab_size} ids and the model only {self._network.vocab_size}:"
@@ -393,13 +389,6 @@ class TransformersPolicy:
                 loop.call_soon_threadsafe(_resolve, results)
 
 
-def _dtype(name: torch.dtype | str | None) -> torch.dtype | None:
-    dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ModelError(f"{name!r} is no floating-point type of torch; try 'bfloat16' or 'float32'")
-    return dtype
-
-
 def _fail_all(followers: Iterable[Future[None]], error: Exception) -> None:
     for follower in followers:
         follower.set_exception(error)
@@ -409,52 +398,3 @@ def _resolve(results: list[tuple[_Ticket, Outcome]]) -> None:
     for ticket, outcome in results:
         if not ticket.future.done():
             ticket.future.set_result(outcome)
-
-
-def load_model(
-    path: str | Path,
-    *,
-    dtype: torch.dtype | str = "auto",
-    device: torch.device | str = "auto",
-    attn: Attention = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    adapter: Lora | None = None,
-) -> nn.Module:
-    """A vision-language model of a local folder or hub id, in evaluation mode. Raises `ModelError` when it fails.
-
-    With an `adapter` it has a new one, and nothing else of it can be trained.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging as transformers_logging
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = reachable(path, revision=revision)
-    if not sys.stderr.isatty():  # a bar is for a person who waits, not for a log
-        transformers_logging.disable_progress_bar()
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            place,
-            dtype=dtype,
-            attn_implementation=best_attention(device) if attn == "auto" else attn,
-            revision=revision or "main",
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{str(path)!r} cannot be loaded as a model: {first_line(error)}") from error
-    if adapter is not None:
-        add_adapter(model, adapter)
-    try:
-        return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"model.device={device!r} cannot be used: {first_line(error)}") from error
-
-
-def best_attention(device: torch.device | str) -> Attention:
-    """flash-attn's kernel where it is installed and there is a GPU, else torch's scaled-dot-product attention."""
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    return "flash_attention_2" if str(device).startswith("cuda") and is_flash_attn_2_available() else "sdpa"

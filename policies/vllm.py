@@ -28,16 +28,17 @@ from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.lend import Network
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import PATIENCE_S, Pool
-from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Probe
+from agentvision.engine.probe import Probe
+from agentvision.engine.proof import Proof
 from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
 from agentvision.engine.settings import EngineSettings, stored_dtype
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
-from agentvision.engine.types import Ask, Control, Engine, EngineError, EngineLost, Sampled, SyncError
+from agentvision.engine.types import Ask, Control, Engine, EngineError, EngineLost, SyncError
 from agentvision.errors import PluginError, first_line
 from agentvision.policies._adapter import Sending, refused, sends_adapter
+from agentvision.policies._model import Attention, load_model
 from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
-from agentvision.policies._vllm_settings import Placement, problems
-from agentvision.policies.transformers import Attention, load_model
+from agentvision.policies._vllm_settings import Placement, Where, problems
 from agentvision.policy import Completion, Request
 from agentvision.recipe.lora import Lora
 from agentvision.seeds import seed_for
@@ -82,11 +83,9 @@ class VLLMPolicy:
         self._model: nn.Module | None = None
         self._samples_dtype = samples_dtype
         self._servers = servers
-        self._probe = Probe.of(codec)
+        self.proof = Proof(Probe.of(codec), lambda: samples_dtype or next(self.model.parameters()).dtype)
         self._sync = Sync(same_process=isinstance(engine, InProcessEngine), network=Network(weights_host))
         self._version = 0
-        self._proven: tuple[int, Sampled | None] = (-1, None)
-        """The probe's turn by an engine whose answer the module agreed with, and the version."""
         self._current: Weights | None = None
         self._adapter_rank = None if adapter is None else adapter.rank
         self._lora: Sending = lora
@@ -230,8 +229,8 @@ class VLLMPolicy:
     ) -> None:
         """Raise `PluginError` for settings that cannot be, a line each; nothing is loaded or asked. Others are left to their own
         checks."""
-        found = problems(placement, endpoints, device, servers, devices, api_key_env, weights_host, engine or {})
-        if told := "\n".join(found):
+        where = Where(placement, endpoints, device, servers, devices, api_key_env, weights_host, engine or {})
+        if told := "\n".join(problems(where)):
             raise PluginError(told)
 
     @property
@@ -395,7 +394,7 @@ class VLLMPolicy:
     async def _try(self, weights: Weights, control: Control, model: nn.Module | None) -> EngineError | None:
         tensors = weights.stream()
         try:
-            probe = partial(self._check_probe, weights, control, model)
+            probe = partial(self.proof.check, weights, control, model)
             await self._sync.send(replace(weights, stream=lambda: tensors), control, probe)
         except EngineError as error:
             return error
@@ -404,48 +403,6 @@ class VLLMPolicy:
                 for _ in tensors:
                     """All ranks together gather them: whatever became of this one's try, the others wait for its part."""
         return None
-
-    async def _check_probe(self, weights: Weights, control: Control, model: nn.Module | None) -> None:
-        try:
-            sampled = await control.sample_alone(self._probe.ask(adapter=weights.adapter is not None))
-        except ValueError as error:  # of a server of the user's: for others `from_pretrained` sees to it
-            raise SyncError(
-                f"version {weights.version}: the fixed turn that shows new weights cannot be asked: {error}; raise "
-                "sampling.context_tokens, or the server's --max-model-len"
-            ) from error
-        if sampled.cached_tokens:
-            raise SyncError(
-                f"version {weights.version}: the engine found {sampled.cached_tokens} tokens of a prompt in its prefix cache, "
-                "which was to be reset"
-            )
-        if any(span.version != weights.version for span in sampled.versions):
-            raise SyncError(
-                f"the engine says that {sampled.versions!r} sampled, after version {weights.version} was sent"
-            )
-        gap = await self._gap(weights, sampled, model)
-        limit = MEAN_GAP.get(self._samples_dtype or next(self.model.parameters()).dtype, LOW_PRECISION_GAP)
-        if gap is not None and not gap <= limit:
-            raise SyncError(
-                f"version {weights.version}: every tensor arrived, but what the engine says is not what the trainer's module "
-                f"computes: mean |Δ log-prob| {gap:.2g}, more than {limit:g}"
-            )
-        self._proven = weights.version, sampled
-
-    async def _gap(self, weights: Weights, sampled: Sampled, model: nn.Module | None) -> float | None:
-        """Mean |Δ log-prob| of the probe: to the module, or where that has moved on to the engine that was proven with it.
-
-        None where there is neither: shards that only all ranks together can compute with.
-        """
-        if model is not None and not is_sharded(model):
-            return (await in_thread(lambda: self._probe.gap(model, sampled))).mean
-        version, proven = self._proven
-        if version != weights.version or proven is None:
-            return None
-        same = next((k for k, (a, b) in enumerate(zip(sampled.ids, proven.ids)) if a != b), len(proven.ids) - 1)
-        pairs = list(zip(sampled.logprobs[: same + 1], proven.logprobs[: same + 1]))
-        # Where they part, each has drawn its own id: nothing to compare there but before.
-        pairs = pairs[:same] or pairs
-        return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
     async def _admit(self, endpoint: Endpoint) -> None:
         """A server that comes back gets the weights that the others have."""

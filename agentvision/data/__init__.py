@@ -20,7 +20,7 @@ from agentvision.types import Sample
 
 if TYPE_CHECKING:
     from agentvision.recipe import Recipe
-    from agentvision.recipe.schema import Fields
+    from agentvision.recipe.dataset import Fields
 
 Use: TypeAlias = Literal["train", "eval", "warm_start"]
 

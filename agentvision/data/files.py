@@ -15,7 +15,7 @@ from agentvision.data import arrow
 from agentvision.data.rows import HeldOut, Layout, Rows, Table
 from agentvision.data.text import CsvFile, JsonFile, JsonlFile
 from agentvision.errors import DataError, suggest
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 
 _PLAIN = Layout()
 _USUAL = Fields()

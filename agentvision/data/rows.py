@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 from agentvision.errors import DataError, ImageError
 from agentvision.images import decode_data_url
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.types import ImageSource, Sample
 
 _SHOWN = 3

@@ -16,7 +16,7 @@ from typing import Any
 from agentvision.data.files import local, remote
 from agentvision.data.rows import Layout, Rows
 from agentvision.geometry import Size
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.types import ImageSource, Resized, Sample
 
 FIELDS = Fields(

@@ -11,52 +11,30 @@ from any event loop. Closing the connection is how a turn is given up: the serve
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentvision.chat.network import on_network
-from agentvision.engine import adapter
-from agentvision.engine.part import BAN, FIRST_VERSION, Part, joined, part_of, version_number
+from agentvision.engine.part import Part, joined, part_of, version_number
 from agentvision.engine.pictures import Pictures
+from agentvision.engine.routes import GENERATE, PAUSE, RESUME, EndpointInfo, Routes
 from agentvision.engine.types import Ask, EngineError, EngineLost, Sampled
-from agentvision.engine.wire import Reply, Wire
-from agentvision.seeds import seed_for
-from agentvision.tokens import engine_ids, token_count, trainer_ids
+from agentvision.engine.wire import Reply
+from agentvision.tokens import token_count, trainer_ids
 from agentvision.types import ImageHash, ImageSegment
 
 if TYPE_CHECKING:
     from agentvision.tokens import Codec
 
-GENERATE = "/inference/v1/generate"
-_PAUSE = "/pause?mode=abort&clear_cache=false"
 _KNOWN_IMAGES = 1 << 16
 _RESET_TRIES, _RESET_S = 20, 0.1
 _PAUSED_S = 0.2
 """Between two questions whether another process's pause has ended."""
-_EXACT_HINT = (
-    "start the server with --enable-scale-out; without it only chat is offered, and nothing can be trained on that"
-)
-_CONTROL_HINT = (
-    "start the server with VLLM_SERVER_DEV_MODE=1 in its environment, on loopback or a private network only: these routes"
-    " ask for no key"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointInfo:
-    """What a server offers. Not `exact`: chat alone, so a policy on it cannot be trained. Not `control`: no new weights."""
-
-    url: str
-    model: str
-    max_model_len: int | None
-    exact: bool
-    control: bool
 
 
 class Endpoint:
@@ -80,8 +58,8 @@ class Endpoint:
         control_timeout_s: float = 120.0,
         quiet_s: float = 30.0,
     ) -> None:
-        self._wire = Wire(url, api_key=api_key)
-        self.url = self._wire.url
+        self._routes = Routes(url, api_key=api_key)
+        self.url = self._routes.url
         self._image_token_id = codec.image_token_id
         self._pictures = pictures or Pictures(codec.vision)
         self._timeout_s, self._control_timeout_s, self._quiet_s = timeout_s, control_timeout_s, quiet_s
@@ -111,18 +89,8 @@ class Endpoint:
         return await on_network(self._probe(timeout_s))
 
     async def _probe(self, timeout_s: float) -> EndpointInfo:
-        models = await self._wire.call("GET", "/v1/models", timeout_s=timeout_s)
-        self._refuse_key(models)
-        try:
-            model = models.body["data"][0]
-            name, longest = str(model["id"]), model.get("max_model_len")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise EngineError(f"{self.url} does not say what model it serves: {models.problem}") from None
-        exact = await self._wire.call("POST", GENERATE, body={}, timeout_s=timeout_s)
-        control = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
-        self._weights_are(str(control.body["weight_version"]) if control.status == 200 else FIRST_VERSION)
-        # A request without anything in it is refused by the route, where there is one.
-        self.info = EndpointInfo(self.url, name, longest, exact.status in (400, 422), control.status == 200)
+        self.info, version = await self._routes.offered(timeout_s)
+        self._weights_are(version)
         return self.info
 
     def _weights_are(self, version: str) -> None:
@@ -139,29 +107,11 @@ class Endpoint:
 
     async def _check(self, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
-        health = await self._wire.call("GET", "/health", timeout_s=timeout_s)
-        if health.status in (404, 405, 501):
-            raise EngineError(
-                f"{self.url} is no vLLM server: it has no /health (status {health.status}); look at the address"
-            )
-        if health.status != 200:
-            raise EngineLost(f"{self.url} says that it is not well: {health.problem}")
+        await self._routes.health(timeout_s)
         # vLLM's front says that it is well while its engine hangs. An engine that takes weights may be long about it.
         if self.info is not None and self.info.control and not self.updating:
-            self._weights_are(await self._weight_info(round(until - time.monotonic(), 2)))
-            self.paused = await self._is_paused(round(until - time.monotonic(), 2))
-
-    async def _weight_info(self, timeout_s: float) -> str:
-        reply = await self._wire.call("GET", "/weight_info", timeout_s=timeout_s)
-        if reply.status != 200:
-            raise EngineLost(f"{self.url} does not say what weights it has: {reply.problem}")
-        return str(reply.body["weight_version"])
-
-    async def _is_paused(self, timeout_s: float) -> bool:
-        reply = await self._wire.call("GET", "/is_paused", timeout_s=timeout_s)
-        if reply.status != 200:
-            raise EngineLost(f"{self.url} does not say whether it is paused: {reply.problem}")
-        return bool(reply.body["is_paused"])
+            self._weights_are(await self._routes.weights(round(until - time.monotonic(), 2)))
+            self.paused = await self._routes.is_paused(round(until - time.monotonic(), 2))
 
     # --- turns ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +141,7 @@ class Endpoint:
 
     async def _sample_alone(self, ask: Ask) -> Sampled:
         ask = self._fitted(ask)
-        await self._control("POST", "/resume")
+        await self._control("POST", RESUME)
         try:
             with self._calling():
                 # A call of the trainer's: whoever waits for the update waits no longer for it than for the others.
@@ -200,7 +150,7 @@ class Endpoint:
                 raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
         except (EngineError, ValueError):
             with suppress(EngineError):
-                await self._control("POST", _PAUSE)
+                await self._control("POST", PAUSE)
             raise
         return part.sampled
 
@@ -226,14 +176,14 @@ class Endpoint:
             paused = False
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    while await self._is_paused(self._control_timeout_s):
+                    while await self._routes.is_paused(self._control_timeout_s):
                         paused = True
                         await asyncio.sleep(_PAUSED_S)
             except TimeoutError:
                 raise EngineLost(
                     f"{self.url} was paused by another process and not resumed within {self._timeout_s:g} s"
                 ) from None
-            now = await self._weight_info(self._control_timeout_s)
+            now = await self._routes.weights(self._control_timeout_s)
             self._weights_are(now)
             if paused or (label is not None and self._number(label) != self._number(now)):
                 return
@@ -253,7 +203,7 @@ class Endpoint:
                 self._known.pop(image, None)
             reply = await self._generate(ask, said, images, set(), timeout_s)
         if reply.status != 200:
-            raise self._refused_turn(reply, ask)
+            raise self._routes.refused_turn(reply, ask)
         for image in images:
             self._known[image] = None
             self._known.move_to_end(image)
@@ -279,42 +229,7 @@ class Endpoint:
         for image in images:
             part = {"type": "image_url", "uuid": image}
             parts.append(part if image in known else {**part, "url": await self._pictures.url(ask.store, image)})
-        body: dict[str, Any] = {
-            "token_ids": [*engine_ids(ask.segments, self._image_token_id), *said],
-            "return_token_ids": True,
-            "sampling_params": {
-                "temperature": ask.temperature,
-                "top_p": ask.top_p,
-                "top_k": ask.top_k,
-                "max_tokens": ask.max_tokens - len(said),
-                # What goes on after a pause must not draw again what the turn began with.
-                "seed": seed_for(ask.seed, len(said)) if said else ask.seed % (1 << 63),
-                "logprobs": 0,  # the sampled token's own
-                "stop_token_ids": list(ask.stop_ids),
-                "ignore_eos": True,  # the ledger's stop ids alone end a turn
-                "detokenize": False,
-                "logit_bias": {str(i): BAN for i in ask.banned_ids},
-            },
-        }
-        if ask.adapter:
-            body["model"] = adapter.NAME
-        if parts:
-            body["content_parts"] = parts
-        # A session's name may hold anything, a header may not.
-        session = {"X-Session-ID": hashlib.sha256(ask.session.encode()).hexdigest()[:32]}
-        return await self._wire.call("POST", GENERATE, body=body, headers=session, timeout_s=timeout_s)
-
-    def _refused_turn(self, reply: Reply, ask: Ask) -> Exception:
-        self._refuse_key(reply)
-        if reply.status in (404, 405, 501):
-            return EngineError(f"{self.url} has no {GENERATE}: {_EXACT_HINT}")
-        if reply.status in (408, 429) or reply.status >= 500:
-            return EngineLost(f"{self.url} could not sample a turn: {reply.problem}")
-        return ValueError(f"{self.url} refuses turn {ask.turn} of session {ask.session!r}: {reply.problem}")
-
-    def _refuse_key(self, reply: Reply) -> None:
-        if reply.status in (401, 403):
-            raise EngineError(f"{self.url} refuses the key (status {reply.status}); set the server's api_key")
+        return await self._routes.generate(ask, said, parts, image_token_id=self._image_token_id, timeout_s=timeout_s)
 
     # --- the trainer's side -----------------------------------------------------------------------------------------
 
@@ -333,7 +248,7 @@ class Endpoint:
     async def _pause(self) -> None:
         self.hold()
         async with self._ordering:
-            await self._control("POST", _PAUSE)
+            await self._control("POST", PAUSE)
 
     def hold(self) -> None:
         """Ask no further turns until `release`: the process that brings weights is about to pause the server."""
@@ -350,7 +265,7 @@ class Endpoint:
     async def _resume(self) -> None:
         taken = None
         try:
-            await self._control("POST", "/resume")
+            await self._control("POST", RESUME)
             if (taken := self._finished) is not None:
                 self.weights, self.brought, self._torn, self._finished = taken, taken, False, None
         finally:
@@ -388,7 +303,7 @@ class Endpoint:
         return results
 
     async def trainer_host(self) -> str:
-        return await self._wire.local_host()
+        return await self._routes.wire.local_host()
 
     async def reset_caches(self) -> None:
         for _ in range(_RESET_TRIES):
@@ -413,16 +328,12 @@ class Endpoint:
         async with self._ordering:
             # The trainer may pause it while this asks. What is sent then is the trainer's, and after what is sent here.
             if not self.held and (await self._control("GET", "/is_paused")).body["is_paused"] and not self.held:
-                await self._control("POST", "/resume")
+                await self._control("POST", RESUME)
 
     async def _control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
         with self._calling():
-            reply = await on_network(self._wire.call(method, path, body=body, timeout_s=self._control_timeout_s))
-            if reply.status in (404, 405):
-                raise EngineError(f"{self.url} has no {path.partition('?')[0]}: {_CONTROL_HINT}")
-            if reply.status != 200:
-                raise EngineError(f"{self.url}{path.partition('?')[0]} failed: {reply.problem}")
-        return reply
+            call = self._routes.control(method, path, body=body, timeout_s=self._control_timeout_s)
+            return await on_network(call)
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -435,4 +346,4 @@ class Endpoint:
             self._calls -= 1
 
     async def close(self) -> None:
-        await on_network(self._wire.close())
+        await on_network(self._routes.wire.close())

@@ -14,7 +14,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from agentvision.engine.ranks import in_thread
 from agentvision.engine.settings import EngineSettings
 from agentvision.engine.start import ended, started
 from agentvision.engine.types import Ask, Control, EngineError, EngineLost, Sampled
+from agentvision.engine.waiting import Errand, Ticket, Told, as_told, engine_error, tell
 from agentvision.errors import ModelError, first_line
 from agentvision.images import ImageStore
 from agentvision.tokens import Codec, engine_ids, token_count
@@ -45,41 +45,6 @@ class Expanded:
 
     ids: tuple[int, ...]
     grids: tuple[tuple[int, ...], ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """A turn in the engine, and who waits for it. `said` is what it had said when it was last put back, if it was.
-
-    `prompt` and `params` are vLLM's, made before the ticket is handed to the engine's thread.
-    """
-
-    key: str
-    ask: Ask
-    prompt: Any
-    params: Any
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Sampled]
-    engine_id: str = ""
-    said: Sampled | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Errand:
-    """Something for the thread to do between two steps, and who waits for it."""
-
-    do: Callable[[], Any]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What became of what somebody waits for."""
-
-    waiting: _Ticket | _Errand
-    result: Any = None
-    error: Exception | None = None
 
 
 class InProcessEngine(Control):
@@ -103,16 +68,16 @@ class InProcessEngine(Control):
         InProcessEngine._alive = True
         self._changed = threading.Condition()
         # Guarded by the condition's lock.
-        self._arrived: deque[_Ticket] = deque()
-        self._errands: deque[_Errand] = deque()
-        self._left: deque[_Ticket] = deque()
+        self._arrived: deque[Ticket] = deque()
+        self._errands: deque[Errand] = deque()
+        self._left: deque[Ticket] = deque()
         self._paused = False
         self._asleep = False
         self._closed = False
         self._failure: Exception | None = None
         self._worker: threading.Thread | None = None
         # The thread's own.
-        self._running: dict[str, _Ticket] = {}
+        self._running: dict[str, Ticket] = {}
         self._numbers = itertools.count(1)
 
     # --- sampling -----------------------------------------------------------------------------------------------------
@@ -132,7 +97,7 @@ class InProcessEngine(Control):
                 self._changed.notify_all()
             raise
 
-    async def _ticket(self, ask: Ask) -> _Ticket:
+    async def _ticket(self, ask: Ask) -> Ticket:
         """All that can be made of a turn before it comes to the engine's thread."""
         room = self.settings.context_tokens - token_count(ask.segments)
         if ask.max_tokens < 1 or room < 1:
@@ -146,7 +111,7 @@ class InProcessEngine(Control):
         prompt, params = self._prepared(ask)
         loop = asyncio.get_running_loop()
         key = f"{ask.session}/{ask.turn}#{next(self._numbers)}"
-        return _Ticket(key, ask, prompt, params, loop, loop.create_future())
+        return Ticket(key, ask, prompt, params, loop, loop.create_future())
 
     async def release(self, session: str) -> None:
         """Nothing is kept by session: prefixes age out of the cache by themselves."""
@@ -261,7 +226,7 @@ class InProcessEngine(Control):
     async def _do(self, do: Callable[[], _T]) -> _T:
         """Run on the engine's thread, between two steps. Failures come back as `EngineError`."""
         loop = asyncio.get_running_loop()
-        errand = _Errand(do, loop, loop.create_future())
+        errand = Errand(do, loop, loop.create_future())
         with self._changed:
             self._refuse_if_gone()
             self._errands.append(errand)
@@ -303,7 +268,7 @@ class InProcessEngine(Control):
             waiting = [*self._running.values(), *self._arrived, *self._errands]
             self._arrived.clear()
             self._errands.clear()
-        _tell([_Told(one, error=failure) for one in waiting])
+        tell([Told(one, error=failure) for one in waiting])
 
     def _take(self) -> bool:
         """Wait until there is a step to make, doing errands meanwhile; False when the engine is to end."""
@@ -320,13 +285,13 @@ class InProcessEngine(Control):
                     self._arrived.clear()
             for errand in errands:
                 try:
-                    told = _Told(errand, result=errand.do())
+                    told = Told(errand, result=errand.do())
                 except BaseException as error:  # vLLM ends with SystemExit as well
-                    _tell([_Told(errand, error=_engine_error(error))])
+                    tell([Told(errand, error=engine_error(error))])
                     if not isinstance(error, Exception):
                         raise
                 else:
-                    _tell([told])
+                    tell([told])
             for ticket in arrived:
                 if not ticket.future.done():  # its caller may have left while it waited
                     self._add(ticket)
@@ -340,12 +305,12 @@ class InProcessEngine(Control):
         moving = not self._paused and (self._arrived or self._running)
         return bool(moving or self._closed or self._errands or self._left)
 
-    def _add(self, ticket: _Ticket) -> None:
+    def _add(self, ticket: Ticket) -> None:
         try:
             lora = adapter.request() if ticket.ask.adapter else None
             ticket.engine_id = self._engine.add_request(ticket.key, ticket.prompt, ticket.params, lora_request=lora)
         except Exception as error:  # this turn's alone: the engine has not taken it
-            _tell([_Told(ticket, error=_as_told(error))])
+            tell([Told(ticket, error=as_told(error))])
             return
         self._running[ticket.key] = ticket
 
@@ -361,7 +326,7 @@ class InProcessEngine(Control):
         from vllm.v1.engine import FinishReason
 
         states = self._engine.output_processor.request_states
-        go_on: list[_Ticket] = []
+        go_on: list[Ticket] = []
         for ticket in self._running.values():
             output = states[ticket.engine_id].make_request_output([], None, FinishReason.ABORT, None)
             try:
@@ -370,7 +335,7 @@ class InProcessEngine(Control):
                 said = ticket.said.ids if ticket.said is not None else ()
                 ticket.prompt, ticket.params = self._prepared(ticket.ask, said)  # what vLLM was given is its own
             except Exception as error:  # this turn's alone
-                _tell([_Told(ticket, error=_as_told(error))])
+                tell([Told(ticket, error=as_told(error))])
             else:
                 go_on.append(ticket)
         self._engine.abort_request([ticket.engine_id for ticket in self._running.values()], internal=True)
@@ -379,7 +344,7 @@ class InProcessEngine(Control):
             self._arrived.extendleft(reversed(go_on))
 
     def _deliver(self, outputs: Sequence[Any]) -> None:
-        _tell(
+        tell(
             [
                 self._outcome(ticket, output)
                 for output in outputs
@@ -387,15 +352,15 @@ class InProcessEngine(Control):
             ]
         )
 
-    def _outcome(self, ticket: _Ticket, output: Any) -> _Told:
+    def _outcome(self, ticket: Ticket, output: Any) -> Told:
         if (reason := output.outputs[0].finish_reason) not in ("stop", "length"):
-            return _Told(ticket, error=EngineError(f"the engine ended {ticket.key!r} with {reason!r}"))
+            return Told(ticket, error=EngineError(f"the engine ended {ticket.key!r} with {reason!r}"))
         try:
-            return _Told(ticket, result=self._sampled(ticket, output))
+            return Told(ticket, result=self._sampled(ticket, output))
         except Exception as error:
-            return _Told(ticket, error=_as_told(error))
+            return Told(ticket, error=as_told(error))
 
-    def _sampled(self, ticket: _Ticket, output: Any) -> Sampled:
+    def _sampled(self, ticket: Ticket, output: Any) -> Sampled:
         """What the turn has said, before it was put back and since."""
         said = output.outputs[0]
         ids, logprobs = tuple(said.token_ids), tuple(said.logprobs.logprobs)
@@ -408,33 +373,3 @@ class InProcessEngine(Control):
             cached_tokens=output.num_cached_tokens or 0,
         )
         return now if ticket.said is None else joined(ticket.said, now)
-
-
-def _as_told(error: Exception) -> Exception:
-    """What a turn's caller is told: a `ValueError` is about the turn itself."""
-    return error if isinstance(error, ValueError) else _engine_error(error)
-
-
-def _engine_error(error: BaseException) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    made = EngineError(f"vLLM: {type(error).__name__}: {first_line(error)}")
-    made.__cause__ = error
-    return made
-
-
-def _tell(told: Sequence[_Told]) -> None:
-    """Tell those who wait. Each event loop is woken once: waking one gives it the interpreter, and the engine waits."""
-    for loop in {one.waiting.loop for one in told}:
-        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(_settle, [one for one in told if one.waiting.loop is loop])
-
-
-def _settle(told: Sequence[_Told]) -> None:
-    for one in told:
-        if one.waiting.future.done():
-            continue
-        if one.error is None:
-            one.waiting.future.set_result(one.result)
-        else:
-            one.waiting.future.set_exception(one.error)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from agentvision.data.rows import Rows
 from agentvision.recipe import Recipe
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 
 VISIONTHINK = Fields.model_validate(
     {

@@ -10,7 +10,7 @@ import pytest
 from agentvision.data.files import files, hub
 from agentvision.errors import DataError
 from agentvision.images import open_image
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 
 from .cases import VISIONTHINK, png, reasons
 

@@ -15,7 +15,7 @@ from agentvision.data.split import Counts, half_of, split_questions
 from agentvision.errors import DataError, RunError
 from agentvision.policy import Completion, Request
 from agentvision.recipe import load_recipe
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.types import Sample
 
 from ..scripted import ScriptedPolicy, glyph_recipe

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agentvision.data.files import files
 from agentvision.errors import DataError
 from agentvision.images import open_image
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.train.prompts import PromptStream
 
 from .cases import GOOD, jsonl, png, reasons

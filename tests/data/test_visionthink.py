@@ -16,7 +16,7 @@ from agentvision.env import FirstView, VisionEnv
 from agentvision.images import ImageStore, open_image
 from agentvision.protocol import Protocol
 from agentvision.recipe import load_recipe
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.types import Resized, Sample
 
 

@@ -14,7 +14,7 @@ from agentvision.data.glyphs import GlyphVQA
 from agentvision.data.write import write_samples
 from agentvision.errors import DataError, ImageError
 from agentvision.images import image_hash, open_image
-from agentvision.recipe.schema import Fields
+from agentvision.recipe.dataset import Fields
 from agentvision.types import Resized, Sample
 
 

@@ -75,11 +75,11 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
         version = policy.version + 1
         draw(policy.model, seed=10 + seed)
         weights = Weights.of(policy.model, version=version, adapter=True)
-        await policy.engine.sample(policy._probe.ask(adapter=True))
+        await policy.engine.sample(policy.proof.probe.ask(adapter=True))
         engine.spoil(fault)
         with pytest.raises(SyncError):
             await policy._sync.send(weights, engine)
-            await policy._check_probe(weights, engine, policy.model)
+            await policy.proof.check(weights, engine, policy.model)
         assert engine.spoilt == fault
         await policy.weights_changed(version)
         gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
@@ -88,7 +88,7 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
 
 async def test_an_adapter_that_is_not_put_to_use_is_seen_by_the_probe(policy, monkeypatch):
     draw(policy.model, seed=20)
-    monkeypatch.setattr(policy._probe.__class__, "ask", lambda self, *, adapter, ask=policy._probe.ask: ask())
+    monkeypatch.setattr(policy.proof.probe.__class__, "ask", lambda self, *, adapter, ask=policy.proof.probe.ask: ask())
     with pytest.raises(SyncError, match="every tensor arrived, but"):
         await policy.weights_changed(policy.version + 1)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.pool import Pool
 from agentvision.engine.sync import Weights
 from agentvision.engine.types import SyncError
-from agentvision.policies.transformers import load_model
+from agentvision.policies._model import load_model
 from agentvision.policies.vllm import VLLMPolicy
 from agentvision.tokens import Codec, trainer_ids
 from agentvision.types import Message, TextSegment

@@ -64,10 +64,10 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
         version = policy.version + 1
         nudge(policy.model)
         weights = Weights.of(policy.model, version=version)
-        await policy.engine.sample(policy._probe.ask())
+        await policy.engine.sample(policy.proof.probe.ask())
         engine.spoil(fault)
         with pytest.raises(SyncError):
-            await policy._sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
+            await policy._sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
         assert engine.spoilt == fault
         await policy.weights_changed(version)
         gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
@@ -115,7 +115,7 @@ async def test_other_weights_under_the_right_digests_are_found_by_what_they_say(
     other = copy.deepcopy(policy.model)
     nudge(other, 1.05)
     with pytest.raises(SyncError, match="is not what the trainer's module computes"):
-        await policy._check_probe(weights, policy.engine, other)
+        await policy.proof.check(weights, policy.engine, other)
     await policy.weights_changed(version)
 
 
@@ -134,7 +134,7 @@ async def test_a_fault_of_the_network_is_found_and_the_next_sync_over_it_heals(p
             ):
                 await sync.send(weights, engine)
             assert network.spoilt == fault
-            await sync.send(weights, engine, partial(policy._check_probe, weights, engine, policy.model))
+            await sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
             policy._version = weights.version
             gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
             assert gap < 1e-4
@@ -146,7 +146,7 @@ async def test_nothing_is_sampled_before_the_probe_is_judged(policy, monkeypatch
     turns = [asyncio.create_task(policy.engine.sample(_endless(policy, k))) for k in range(2)]
     while len(policy.engine._running) < 2:
         await asyncio.sleep(0.01)
-    judge, said = policy._check_probe, []
+    judge, said = policy.proof.check, []
 
     async def slow(weights, control, model):
         with suppress(SyncError):
@@ -160,12 +160,22 @@ async def test_nothing_is_sampled_before_the_probe_is_judged(policy, monkeypatch
 
     nudge(policy.model)
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "_check_probe", slow)
+        patch.setattr(policy.proof, "check", slow)
         await policy.weights_changed(version)
     assert said == [2, 2]
     for turn in turns:
         spans = (await turn).versions
         assert {span.version for span in spans} <= {version - 1, version}
+
+
+async def heals(policy, version):
+    """New weights come through at the first try, and are what is sampled from."""
+    nudge(policy.model)
+    failed = policy.syncs_failed
+    await policy.weights_changed(version)
+    assert policy.syncs_failed == failed
+    gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
+    assert gap < 1e-4
 
 
 async def test_an_update_that_was_left_in_the_middle_does_not_bar_the_next(policy):
@@ -176,12 +186,7 @@ async def test_an_update_that_was_left_in_the_middle_does_not_bar_the_next(polic
     await policy.engine.start_weight_update()
     for bucket in islice(buckets(Weights.of(policy.model, version=version).stream(), 1 << 20), 5):
         await policy.engine.update_weights({"tensors": bucket})
-    nudge(policy.model)
-    failed = policy.syncs_failed
-    await policy.weights_changed(version)
-    assert policy.syncs_failed == failed
-    gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
-    assert gap < 1e-4
+    await heals(policy, version)
 
 
 async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy):
@@ -189,12 +194,7 @@ async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy)
     version = policy.version + 1
     with pytest.raises(SyncError, match=rf"version {version} did not get to worker 0: \w+: .*no_such_part"):
         await policy._sync.send(Weights.of(other, version=version), policy.engine)
-    nudge(policy.model)
-    failed = policy.syncs_failed
-    await policy.weights_changed(version)
-    assert policy.syncs_failed == failed
-    gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
-    assert gap < 1e-4
+    await heals(policy, version)
 
 
 async def test_a_turn_of_broken_numbers_fails_alone_and_not_the_sync(policy, monkeypatch):
@@ -269,9 +269,9 @@ async def test_an_adapter_may_travel_within_the_weights(policy):
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     weights = Weights.of(adapted, version=policy.version + 1)
     await policy._sync.send(weights, policy.engine)
-    await policy._check_probe(weights, policy.engine, adapted)
-    sampled = await policy.engine.sample(policy._probe.ask())
-    assert policy._probe.gap(policy.model, sampled).mean > 1e-2, "the adapter is in use"
+    await policy.proof.check(weights, policy.engine, adapted)
+    sampled = await policy.engine.sample(policy.proof.probe.ask())
+    assert policy.proof.probe.gap(policy.model, sampled).mean > 1e-2, "the adapter is in use"
     await policy.weights_changed(policy.version + 1)
 
 

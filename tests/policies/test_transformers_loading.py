@@ -6,7 +6,8 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from agentvision.errors import ModelError
-from agentvision.policies.transformers import TransformersPolicy, load_model
+from agentvision.policies._model import load_model
+from agentvision.policies.transformers import TransformersPolicy
 
 from .policy_cases import picture, run
 

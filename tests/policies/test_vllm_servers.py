@@ -106,7 +106,7 @@ async def test_nothing_is_asked_before_the_probe_is_judged(policy_over, codec, s
     policy = policy_over(server)
     await policy.engine.ready()
     await policy.weights_changed(0)
-    judge, asked = policy._check_probe, []
+    judge, asked = policy.proof.check, []
 
     async def slow(weights, control, model):
         await judge(weights, control, model)
@@ -114,7 +114,7 @@ async def test_nothing_is_asked_before_the_probe_is_judged(policy_over, codec, s
         await asyncio.sleep(0.5)
         asked.append(len(server.turns))
 
-    monkeypatch.setattr(policy, "_check_probe", slow)
+    monkeypatch.setattr(policy.proof, "check", slow)
     brought = asyncio.create_task(policy.weights_changed(1))
     await until(lambda: asked)
     versions = asyncio.create_task(turns_of(policy, codec, 4))

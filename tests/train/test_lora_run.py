@@ -6,28 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agentvision import load_recipe, train
+from agentvision import train
 from agentvision.errors import ModelError
-from agentvision.policies.transformers import load_model
+from agentvision.policies._model import load_model
 from agentvision.tracking import read_metrics
 
-from .run_cases import same, save_model, steady_metrics, weights, write_recipe
+from .run_cases import same, steady_metrics, weights
 
 LORA = ("model.lora={rank: 4, alpha: 8}", "trainer.lr=1e-2")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
-
-
 @pytest.fixture
-def recipe(model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_recipe(tmp_path, model)
-    return lambda *overrides: load_recipe("./small.yaml", overrides=(*LORA, *overrides))
+def recipe(recipe):
+    return lambda *overrides: recipe(*LORA, *overrides)
 
 
 def adapter(folder):
@@ -39,7 +30,7 @@ def logits(module):
         return module(input_ids=torch.arange(5, 45)[None]).logits
 
 
-def test_a_run_leaves_an_adapter_and_a_merged_model(recipe, model, tmp_path):
+def test_a_run_leaves_an_adapter_and_a_merged_model(recipe, small_model, tmp_path):
     from peft import PeftModel
 
     train(recipe("algorithm.kl.coef=0.01"), out=tmp_path / "run", quiet=True)
@@ -51,17 +42,17 @@ def test_a_run_leaves_an_adapter_and_a_merged_model(recipe, model, tmp_path):
     assert {path.name for path in saved.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     assert same(adapter(saved), adapter(out / "export" / "adapter"))
     assert any(tensor.abs().max() > 0 for name, tensor in adapter(saved).items() if "lora_B" in name)
-    exported, first = weights(out / "export"), weights(model)
+    exported, first = weights(out / "export"), weights(small_model)
     assert exported.keys() == first.keys(), "the export's names are the hub's"
     moved = {name for name in first if not torch.equal(first[name], exported[name])}
     assert moved and all("language_model" not in name or "proj" in name for name in moved)
     assert not any("visual" in name for name in moved)
-    theirs = PeftModel.from_pretrained(load_model(model, device="cpu"), out / "export" / "adapter")
+    theirs = PeftModel.from_pretrained(load_model(small_model, device="cpu"), out / "export" / "adapter")
     merged = load_model(out / "export", device="cpu")
     torch.testing.assert_close(logits(merged), logits(theirs), atol=1e-4, rtol=0)
-    assert not torch.allclose(logits(merged), logits(load_model(model, device="cpu")), atol=1e-3)
+    assert not torch.allclose(logits(merged), logits(load_model(small_model, device="cpu")), atol=1e-3)
     config = json.loads((out / "export" / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == 4 and config["base_model_name_or_path"] == str(model)
+    assert config["r"] == 4 and config["base_model_name_or_path"] == str(small_model)
 
 
 def test_a_run_that_is_cut_off_and_resumed_ends_in_the_weights_of_one_that_was_not(recipe, tmp_path):

@@ -1,0 +1,58 @@
+"""Work that many episodes want, often in the same moment, done once for all of them.
+
+The first who asks does it; the others wait for it on their event loop, where they take no thread; whoever comes later finds it
+done. What fails is told to all who waited, and tried again for who comes later. Where the first is cancelled, another of
+them begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    error: Exception | None = None
+
+
+class Once:
+    """What was made, by what it was made of, and what is at work."""
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, Any] = {}
+        self._at_work: dict[Hashable, _Work] = {}
+
+    async def get(self, what: Hashable, make: Callable[[], Awaitable[Any]]) -> Any:
+        """What `make` gives, made once for each `what`. Raises what it raises."""
+        while what not in self.made:
+            here = (what, asyncio.get_running_loop())
+            if (work := self._at_work.get(here)) is not None:
+                await work.over.wait()
+                if work.error is not None:
+                    raise work.error
+                continue  # made, or given up by an episode that was cancelled
+            work = self._at_work[here] = _Work()
+            try:
+                self.made[what] = await make()
+            except Exception as error:
+                work.error = error
+                raise
+            finally:
+                del self._at_work[here]
+                work.over.set()
+        return self.made[what]
+
+
+def once_with(owner: object) -> Once:
+    """The one that lives as long as `owner` (a store of images, as a rule)."""
+    if (known := _KNOWN.get(owner)) is None:
+        known = _KNOWN[owner] = Once()
+    return known
+
+
+_KNOWN: WeakKeyDictionary[object, Once] = WeakKeyDictionary()
