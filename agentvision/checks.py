@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,8 +38,8 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
     """Raise `PluginError` unless the tool keeps its contract.
 
     Its schema is plain JSON and describes every argument; a call with `arguments` (by default made up from the schema)
-    succeeds within its deadline, says the same twice for the same seed, and leaves the pictures it was shown as they
-    were; a missing image and an unknown argument are answered without a crash.
+    succeeds within its deadline, says the same twice for the same seed (a pure tool: for any), and leaves the pictures it was
+    shown as they were; a missing image and an unknown argument are answered without a crash.
     """
     problems: list[str] = []
     if not _NAME.fullmatch(tool.name):
@@ -54,25 +55,29 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
             problems.append(f"its argument {name!r} is not described; add it to the docstring's 'Args:'")
     wanted = dict(arguments) if arguments is not None else _made_up(tool.arguments.schema)
 
-    ctx = _context()
+    made, ctx = {tool.name: replace(tool, pure=False)}, _context()  # a pure tool would not be called again
     before = {key: image_hash(ctx.store.get(key)) for key in (view.image for view in ctx.views.values())}
-    first = run_sync(partial(call_tool, {tool.name: tool}, ToolCall(tool.name, wanted), ctx))
+    first = run_sync(partial(call_tool, made, ToolCall(tool.name, wanted), ctx))
     if first.result is None:
         detail = first.record.detail.strip()
         problems.append(f"a call with {wanted!r} failed: {first.record.text}{f' {detail}' if detail else ''}")
     else:
         if not first.result.text and not first.result.images:
             problems.append(f"a call with {wanted!r} gave neither text nor an image")
-        again = run_sync(partial(call_tool, {tool.name: tool}, ToolCall(tool.name, wanted), ctx))
+        again = run_sync(partial(call_tool, made, ToolCall(tool.name, wanted), ctx))
         if _said(first) != _said(again):
             problems.append("two calls with the same arguments and seed differ; draw from ctx.seed alone")
+        elif tool.pure:
+            other = run_sync(partial(call_tool, made, ToolCall(tool.name, wanted), replace(ctx, seed=ctx.seed + 1)))
+            if _said(first) != _said(other):
+                problems.append("it is pure, and two calls with other seeds differ; leave pure out, or the drawing")
     if any(image_hash(ctx.store.get(key)) != value for key, value in before.items()):
         problems.append("it changed the pixels of the store; draw on what ctx.image gives, which is a copy")
 
     bare = ToolContext({}, ctx.store, ctx.vision)
     strange = {**wanted, "no_such_argument": 1}
     for call, where in ((ToolCall(tool.name, wanted), bare), (ToolCall(tool.name, strange), ctx)):
-        record = run_sync(partial(call_tool, {tool.name: tool}, call, where)).record
+        record = run_sync(partial(call_tool, made, call, where)).record
         if record.error in (ToolError.CRASHED, ToolError.DEADLINE):
             shown = "without any image" if where is bare else f"with {strange!r}"
             problems.append(f"called {shown} it crashed; raise ToolRetry or ToolFailure: {record.detail.strip()}")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from agentvision._once import once_with
 from agentvision.compute import VisionSpec
 from agentvision.errors import PluginError
 from agentvision.first_views import first_views
@@ -113,7 +114,10 @@ class VisionEnv:
     @property
     def full_tokens(self) -> int:
         """Visual tokens that the question's images cost at full resolution."""
-        return sum(self._vision.tokens(self._store.size(key)) for key in self._originals)
+        return self._full_tokens(self._originals)
+
+    def _full_tokens(self, originals: Sequence[ImageHash]) -> int:
+        return sum(self._vision.tokens(self._store.size(key)) for key in originals)
 
     @property
     def schemas(self) -> tuple[dict[str, Any], ...]:
@@ -122,13 +126,25 @@ class VisionEnv:
 
     async def reset(self, sample: Sample, *, seed: int) -> Observation:
         """Load the images, show their first views and the question. Raises `ImageError`."""
-        scale = self._first_view.scale
-        first = await first_views(sample, store=self._store, vision=self._vision, scale=scale) if sample.images else ()
-        self._originals = tuple(new.original for new in first)
-        self._views, self._seed, self._turns, self._over = {}, seed, 0, False
-        views = self._enter(first, source="first_view")
-        messages = self._protocol.opening(sample, views, self.schemas)
-        return Observation(messages, views, full_tokens=self.full_tokens)
+
+        async def make() -> _Opening:
+            scale = self._first_view.scale
+            new = (
+                await first_views(sample, store=self._store, vision=self._vision, scale=scale) if sample.images else ()
+            )
+            originals = tuple(each.original for each in new)
+            views = self._entered(new, source="first_view", start=1)
+            messages = self._protocol.opening(sample, views, self.schemas)
+            shown = Observation(messages, views, full_tokens=self._full_tokens(originals))
+            return _Opening(shown, originals, of=(sample, *self.tools.values()))
+
+        # A sample and a tool go by their ids, which nothing else can have while they are held.
+        same = "opening", id(sample), self._vision, self._first_view, self._protocol, *map(id, self.tools.values())
+        opening: _Opening = await once_with(self._store).get(same, make)
+        self._originals = opening.originals
+        self._views = {view.index: view for view in opening.shown.views}
+        self._seed, self._turns, self._over = seed, 0, False
+        return opening.shown
 
     async def step(self, message: Message) -> StepResult:
         """Read the turn; run its tool call, or end the episode. Raises `RuntimeError` when none is under way."""
@@ -170,14 +186,22 @@ class VisionEnv:
         if len(result.images) > room:
             text = f"No more images can be shown: {max(room, 0)} left. Answer from what you have seen."
             return replace(outcome.record, text=text, error=ToolError.IMAGE_BUDGET), ()
-        views = self._enter(result.images, source=parsed.call.name)
+        views = self._entered(result.images, source=parsed.call.name, start=len(self._views) + 1)
+        self._views.update((view.index, view) for view in views)
         return replace(outcome.record, views=tuple(view.index for view in views)), views
 
-    def _enter(self, shown: Sequence[NewView], *, source: str) -> tuple[View, ...]:
-        """Add what was shown to the ledger; indices count on from 1."""
-        views = tuple(
+    def _entered(self, shown: Sequence[NewView], *, source: str, start: int) -> tuple[View, ...]:
+        """The ledger's entries of what was shown; indices count on from `start`."""
+        return tuple(
             new.entered(index, source=source, store=self._store, vision=self._vision)
-            for index, new in enumerate(shown, start=len(self._views) + 1)
+            for index, new in enumerate(shown, start=start)
         )
-        self._views.update((view.index, view) for view in views)
-        return views
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What an episode of this sample begins with, the same for all in a store; `of` holds what it goes by."""
+
+    shown: Observation
+    originals: tuple[ImageHash, ...]
+    of: tuple[object, ...]

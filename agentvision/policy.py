@@ -91,12 +91,14 @@ class Completion:
     @property
     def segments(self) -> tuple[TextSegment, ...]:
         """What the ledger gains: a sampled segment a version, none where there are no ids."""
-        whole = (VersionSpan(0, 0, len(self.ids)),) if self.ids else ()
+        if len(self.versions) < 2:
+            version = self.versions[0].version if self.versions else 0
+            return (TextSegment(self.ids, True, self.logprobs, version),) if self.ids else ()
         return tuple(
             TextSegment(
                 self.ids[s.start : s.end], sampled=True, logprobs=self.logprobs[s.start : s.end], version=s.version
             )
-            for s in self.versions or whole
+            for s in self.versions
         )
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from agentvision.env import Environment
 from agentvision.errors import ImageError
@@ -55,6 +55,8 @@ class _Episode:
         self.messages: tuple[Message, ...] = ()
         self.views: tuple[View, ...] = ()
         self.segments: tuple[Segment, ...] = ()
+        self.tokens = 0
+        """Of the segments."""
         self.turns: list[Turn] = []
         self.stop: StopReason | None = None
         self.answer: str | None = None
@@ -82,18 +84,17 @@ class _Episode:
             self.messages += (message,)
             self.segments += completion.segments
             self.told_tokens = sum(int(completion.usage.get(f"{k}_tokens", 0)) for k in ("prompt", "completion"))
-            spent: dict[str, Any] = {
-                "tokens": len(completion.ids) or int(completion.usage.get("completion_tokens", 0)),
-                "seconds": time.perf_counter() - started,
-                "usage": completion.usage,
-            }
+            self.tokens += len(completion.ids)
+            tokens = len(completion.ids) or int(completion.usage.get("completion_tokens", 0))
+            seconds = time.perf_counter() - started
             if not completion.ended:
                 unfinished = ParsedTurn(problem=ParseProblem.UNCLOSED, detail="token limit")
-                self.turns.append(Turn(completion.text, unfinished, **spent))
+                self.turns.append(Turn(completion.text, unfinished, None, tokens, seconds, completion.usage))
                 self.stop = StopReason.LENGTH
                 return
             result = await env.step(message)
-            turn = replace(result.turn, **spent)
+            said = result.turn
+            turn = Turn(said.text, said.parsed, said.tool, tokens, seconds, completion.usage)
             self.env_reward += result.reward
             self.stop, self.answer = result.stop, result.answer
             if result.stop is None and result.observation is not None:
@@ -107,7 +108,7 @@ class _Episode:
     async def complete(self) -> Completion:
         room = self.sampling.max_tokens
         if self.limits.context_tokens is not None:
-            there = self.told_tokens if self.policy.codec is None else token_count(self.segments)
+            there = self.told_tokens if self.policy.codec is None else self.tokens
             room = min(room, self.limits.context_tokens - there)
         self.blame = StopReason.POLICY_ERROR
         completion = await self.policy.complete(
@@ -142,8 +143,10 @@ class _Episode:
                 segments += codec.encode_next(self.segments, all_messages, all_views)
             else:
                 segments = codec.encode_opening(all_messages, all_views)
-            if limit is not None and token_count(segments) >= limit:
+            tokens = self.tokens + token_count(segments[len(self.segments) :])
+            if limit is not None and tokens >= limit:
                 return False
+            self.tokens = tokens
         self.messages, self.views, self.segments = all_messages, all_views, segments
         return True
 

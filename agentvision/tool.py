@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import Field
 
 from agentvision._callable import callable_module
+from agentvision._once import once_with
 from agentvision._schema import Arguments, BadArguments
 from agentvision._workers import DeadlinePassed, run_async, run_blocking
 from agentvision.compute import VisionSpec
@@ -106,7 +107,9 @@ class Tool:
 
     `schema` is an OpenAI function schema, compact and the same in every process. Variants are made with
     `dataclasses.replace(tool, name=…, timeout_s=…)`; without a `timeout_s` a call may take what the recipe says, or
-    `TIMEOUT_S`. In a class, `@tool` on a method gives each instance its own tools.
+    `TIMEOUT_S`. A `pure` tool's result depends on its arguments and the views alone: calls that are the same in episodes that
+    share a store (the rollouts of a group) are made once, and its context's seed is 0. In a class, `@tool` on a method gives
+    each instance its own tools.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Tool:
     timeout_s: float | None
     function: Callable[..., Any] = field(repr=False)
     arguments: Arguments = field(repr=False)
+    pure: bool = False
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -126,12 +130,32 @@ class Tool:
 
         Raises `BadArguments`, `DeadlinePassed`, `RubbishResult`, or whatever the tool raises.
         """
+        if not self.pure:
+            return await self._run(ctx, arguments)
+
+        async def make() -> tuple[Tool, ToolResult]:
+            return self, await self._run(replace(ctx, seed=0), arguments)
+
+        try:
+            said = repr(arguments)
+        except (RecursionError, ValueError):  # nested too deeply, a number too long: `_run` says so
+            return await self._run(ctx, arguments)
+        # A tool goes by its id, which nothing else can have while the tool is held.
+        same = "tool", id(self), said, ctx.vision, tuple(ctx.views.values())
+        _, result = await once_with(ctx.store).get(same, make)
+        return result
+
+    async def _run(self, ctx: ToolContext, arguments: Mapping[str, Any]) -> ToolResult:
         values = self.arguments.validate(arguments)
         called = partial(self.function, ctx, **values)
-        run = run_async if inspect.iscoroutinefunction(self.function) else run_blocking
+        run = run_async if self._is_async else run_blocking
         limit_s = TIMEOUT_S if self.timeout_s is None else self.timeout_s
         result = await run(called, name=f"The tool {self.name}", timeout_s=limit_s)
         return _checked(result, ctx)
+
+    @cached_property
+    def _is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
         return self if instance is None else replace(self, function=self.function.__get__(instance, owner))
@@ -144,27 +168,35 @@ class RubbishResult(Exception):
 @overload
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
-def tool(*, name: str | None = None, timeout_s: float | None = None) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float | None = None
+    *, name: str | None = None, timeout_s: float | None = None, pure: bool = False
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float | None = None,
+    pure: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a typed function, `async` or not. Its docstring is what the model reads.
 
     The first parameter is the `ToolContext`; the others become the schema's properties, described by the docstring's
-    `Args:`. A function that is not `async` runs in a thread; one that is must not block, or all wait for it. Raises
-    `PluginError` when types or docstring are missing.
+    `Args:`. A function that is not `async` runs in a thread; one that is must not block, or all wait for it. `pure` says that
+    the result depends on the arguments and the views alone, so that a group's rollouts share it. Raises `PluginError` when
+    types or docstring are missing.
     """
     if function is None:
-        return partial(_make, name=name, timeout_s=timeout_s)
-    return _make(function, name=name, timeout_s=timeout_s)
+        return partial(_make, name=name, timeout_s=timeout_s, pure=pure)
+    return _make(function, name=name, timeout_s=timeout_s, pure=pure)
 
 
-def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float | None) -> Tool:
+def _make(function: Callable[..., Any], /, *, name: str | None, timeout_s: float | None, pure: bool) -> Tool:
     name = name or str(getattr(function, "__name__", type(function).__name__))
     if timeout_s is not None and not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise PluginError(f"tool {name!r}: timeout_s must be a positive number of seconds, not {timeout_s!r}")
     arguments = Arguments(function, name, context=ToolContext)
-    return Tool(name, arguments.description, timeout_s, function, arguments)
+    return Tool(name, arguments.description, timeout_s, function, arguments, pure)
 
 
 def tools_of(found: object) -> tuple[Tool, ...]:

@@ -6,7 +6,7 @@ from agentvision.geometry import Box
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
 
 
-@tool
+@tool(pure=True)
 def crop(ctx: ToolContext, box: Box, image: ViewId = 1) -> ToolResult:
     """Cut a region out of an image and show it at the original's resolution.
 

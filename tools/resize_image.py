@@ -9,7 +9,7 @@ from pydantic import Field
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
 
 
-@tool
+@tool(pure=True)
 def resize_image(ctx: ToolContext, image: ViewId = 1, scale: Annotated[float, Field(gt=0, le=1)] = 1.0) -> ToolResult:
     """Show an image at its original resolution.
 

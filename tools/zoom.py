@@ -10,7 +10,7 @@ from agentvision.geometry import Box
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
 
 
-@tool
+@tool(pure=True)
 def zoom(
     ctx: ToolContext, box: Box, image: ViewId = 1, factor: Annotated[float, Field(ge=1, le=8)] = 2.0
 ) -> ToolResult:
