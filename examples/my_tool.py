@@ -14,7 +14,7 @@ from agentvision import ToolContext, ToolResult, ViewId, tool
 from agentvision.checks import check_tool
 
 
-@tool
+@tool(pure=True)
 def enhance(ctx: ToolContext, image: ViewId = 1, factor: Annotated[float, Field(gt=0, le=4)] = 1.5) -> ToolResult:
     """Show an image again with stronger contrast.
 

@@ -45,6 +45,14 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
     for key, value, all_of_it in (("top_p", sampling.top_p, 1), ("top_k", sampling.top_k, 0)):
         if value != all_of_it:
             yield ("sampling", key), f"must be {all_of_it} to train, not {value}: a cut distribution biases the ratio"
+    correction = recipe.algorithm.correction
+    for key in ("level", "threshold"):
+        value, default = getattr(correction, key), type(correction).model_fields[key].default
+        if correction.kind == "none" and value != default:
+            yield (
+                ("algorithm", "correction", key),
+                f"{value!r} does nothing: algorithm.correction.kind is 'none'; write truncated or masked there",
+            )
     mini = trainer.mini_batch_prompts
     if mini is not None and trainer.prompts_per_step % mini:
         yield (

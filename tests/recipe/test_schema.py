@@ -49,6 +49,10 @@ def test_origins_are_no_part_of_equality(write: Write) -> None:
         ("protocol.style=plain", "env.tools: protocol.style 'plain' has no tool calls"),
         ("sampling.max_tokens=99999", "must not be above sampling.context_tokens (8192), not 99999"),
         ("model={min_pixels: 9, max_pixels: 4}", "model.min_pixels: must not be above model.max_pixels (4), not 9"),
+        (
+            "algorithm.correction.threshold=3",
+            "correction.threshold: 3.0 does nothing: algorithm.correction.kind is 'none'",
+        ),
         ("env.tools=[crop, crop]", "env.tools.1: 'crop' stands here twice"),
     ],
 )
