@@ -84,7 +84,7 @@ DIAGNOSTICS = (
     ),
     Chart(
         title="Importance of the sampled tokens",
-        y="effective sample size, as a share",
+        y="effective sample size",
         series={"importance_ess": "of raw ratios", "importance_bounded_share": "truncated or masked"},
     ),
     Chart(
