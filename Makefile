@@ -51,7 +51,7 @@ types: setup setup-vllm  ## Check types, on the package as it is installed (type
 	cp -r pyproject.toml examples build/types
 	cd build/types && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN))/python
 
-reproduce: setup  ## Train and evaluate every row of docs/results.md and write it (hours).
+reproduce: setup setup-vllm  ## Train and evaluate every row of docs/results.md and write it (hours).
 	$(BIN)/python bench/reproduce.py
 
 bench: setup  ## Time the GRPO step against a plain loop and write that section of docs/results.md.

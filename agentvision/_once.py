@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 
 @dataclass(eq=False, slots=True)
 class _Work:
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    error: Exception | None = None
+    error: BaseException | None = None
+    where: TracebackType | None = None
+    """Of the error where it was met: who waited for it says so, and no more."""
 
 
 class Once:
@@ -34,25 +36,18 @@ class Once:
             if (work := self._at_work.get(here)) is not None:
                 await work.over.wait()
                 if work.error is not None:
-                    raise work.error
+                    raise work.error.with_traceback(work.where)
                 continue  # made, or given up by an episode that was cancelled
             work = self._at_work[here] = _Work()
             try:
                 self.made[what] = await make()
-            except Exception as error:
-                work.error = error
+            except BaseException as error:
+                task = asyncio.current_task()
+                # An episode that is cancelled has not failed; what was cancelled from inside has.
+                if not isinstance(error, asyncio.CancelledError) or task is None or not task.cancelling():
+                    work.error, work.where = error, error.__traceback__
                 raise
             finally:
                 del self._at_work[here]
                 work.over.set()
         return self.made[what]
-
-
-def once_with(owner: object) -> Once:
-    """The one that lives as long as `owner` (a store of images, as a rule)."""
-    if (known := _KNOWN.get(owner)) is None:
-        known = _KNOWN[owner] = Once()
-    return known
-
-
-_KNOWN: WeakKeyDictionary[object, Once] = WeakKeyDictionary()

@@ -113,6 +113,7 @@ async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: s
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
     except asyncio.CancelledError:
         task.cancel()
+        task.add_done_callback(_ignore)
         raise
     if not done:
         task.cancel()
@@ -251,8 +252,11 @@ class _Desk:
             self._done.append(job)
             first = len(self._done) == 1
         if first:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            try:
                 job.loop.call_soon_threadsafe(self._settle)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                with self._lock:
+                    self._done.clear()
 
     def _settle(self) -> None:
         with self._lock:

@@ -102,14 +102,14 @@ def policy_call(
     return make, options | {"model": path if model is not None else options.get("model", path)}
 
 
-def check_policy(recipe: Recipe, *, model: str | Path | None = None) -> None:
+def check_policy(recipe: Recipe, *, model: str | Path | None = None, train: bool = False) -> None:
     """Raise for what would make every turn of the recipe's policy fail, where its backend has a `check` of its settings.
 
     Nothing is asked of a network for it, and no model is loaded.
     """
     check = getattr(plugins.load("policies", recipe.policy.backend), "check", None)
     if check is not None:
-        make, options = policy_call(recipe, model=model)
+        make, options = policy_call(recipe, model=model, train=train)
         check(**fitted(make, options))
 
 

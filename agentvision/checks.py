@@ -66,7 +66,8 @@ def check_tool(tool: Tool, arguments: Mapping[str, Any] | None = None) -> None:
             problems.append(f"a call with {wanted!r} gave neither text nor an image")
         again = run_sync(partial(call_tool, made, ToolCall(tool.name, wanted), ctx))
         if _said(first) != _said(again):
-            problems.append("two calls with the same arguments and seed differ; draw from ctx.seed alone")
+            fix = "a pure tool draws nothing: leave pure out" if tool.pure else "draw from ctx.seed alone"
+            problems.append(f"two calls with the same arguments and seed differ; {fix}")
         elif tool.pure:
             other = run_sync(partial(call_tool, made, ToolCall(tool.name, wanted), replace(ctx, seed=ctx.seed + 1)))
             if _said(first) != _said(other):

@@ -104,12 +104,13 @@ Check = Callable[[_Patient], Awaitable[Finding]]
 async def examine(recipe: Recipe, *, on_check: Callable[[str], None] = lambda name: None) -> Diagnosis:
     """Make what the recipe names, and check it. Raises what making it raises; a check that fails is a finding."""
     began = time.perf_counter()
-    preflight(recipe)
+    preflight(recipe, train=True)
     on_check("model and engine")
     learner = make_learner(recipe, make_accelerator(recipe), model=None, reference=None)
     patient = _Patient(recipe, learner, ImageStore())
     findings: list[Finding] = []
     try:
+        await learner.policy.weights_changed(0)  # as a run begins: servers may have those of another
         for name, check in CHECKS.items():
             on_check(name)
             try:
@@ -263,8 +264,8 @@ async def _memory(patient: _Patient) -> Finding:
         learner.optimizer.zero_grad(set_to_none=True)
         learner.model.eval()
     seconds = time.perf_counter() - began
-    trained = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
-    later = 8 * trained if not learner.optimizer.state else 0  # AdamW's two moments, made at the first step
+    trained = sum(p.nbytes for p in learner.model.parameters() if p.requires_grad)
+    later = 2 * trained if not learner.optimizer.state else 0  # AdamW's two moments, made at the first step
     numbers = {"tokens": batch.ids.numel(), "seconds": seconds, "optimizer_gib": later / _GIB}
     says = f"{batch.ids.numel()} tokens in one pass, {seconds:.1f} s"
     if not on_gpu:

@@ -8,12 +8,12 @@ only an unreadable image (in `reset`) and misuse raise. Change behaviour by wrap
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from agentvision._once import once_with
 from agentvision.compute import VisionSpec
 from agentvision.errors import PluginError
 from agentvision.first_views import first_views
@@ -72,7 +72,8 @@ class VisionEnv:
     views at most, the first one included; a question's further images add their first views to that. `on_malformed`
     says whether a turn that is not in the grammar is told to the model ("retry") or ends the episode ("stop"); one that
     holds an answer all the same ends it answered.
-    Environments of a group share their `store`, and with it decoded images and rendered views.
+    Environments of a group share their `store`, and with it decoded images, rendered views, the opening of a sample (made
+    once for those that announce the same tools) and what pure tools gave.
     """
 
     def __init__(
@@ -114,10 +115,7 @@ class VisionEnv:
     @property
     def full_tokens(self) -> int:
         """Visual tokens that the question's images cost at full resolution."""
-        return self._full_tokens(self._originals)
-
-    def _full_tokens(self, originals: Sequence[ImageHash]) -> int:
-        return sum(self._vision.tokens(self._store.size(key)) for key in originals)
+        return sum(self._vision.tokens(self._store.size(key)) for key in self._originals)
 
     @property
     def schemas(self) -> tuple[dict[str, Any], ...]:
@@ -126,21 +124,24 @@ class VisionEnv:
 
     async def reset(self, sample: Sample, *, seed: int) -> Observation:
         """Load the images, show their first views and the question. Raises `ImageError`."""
+        self._over = True
+        schemas = self.schemas
 
         async def make() -> _Opening:
             scale = self._first_view.scale
             new = (
                 await first_views(sample, store=self._store, vision=self._vision, scale=scale) if sample.images else ()
             )
-            originals = tuple(each.original for each in new)
+            self._originals = tuple(each.original for each in new)
             views = self._entered(new, source="first_view", start=1)
-            messages = self._protocol.opening(sample, views, self.schemas)
-            shown = Observation(messages, views, full_tokens=self._full_tokens(originals))
-            return _Opening(shown, originals, of=(sample, *self.tools.values()))
+            messages = self._protocol.opening(sample, views, schemas)
+            shown = Observation(messages, views, full_tokens=self.full_tokens)
+            return _Opening(shown, self._originals, of=(sample, self._protocol))
 
-        # A sample and a tool go by their ids, which nothing else can have while they are held.
-        same = "opening", id(sample), self._vision, self._first_view, self._protocol, *map(id, self.tools.values())
-        opening: _Opening = await once_with(self._store).get(same, make)
+        # A sample and a protocol go by their ids, which nothing else can have while they are held.
+        told = json.dumps(schemas)
+        same = "opening", type(self), id(sample), id(self._protocol), self._vision, self._first_view, told
+        opening: _Opening = await self._store.once.get(same, make)
         self._originals = opening.originals
         self._views = {view.index: view for view in opening.shown.views}
         self._seed, self._turns, self._over = seed, 0, False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from agentvision._once import once_with
 from agentvision._workers import run_blocking
 from agentvision.compute import VisionSpec
 from agentvision.images import ImageStore
@@ -29,7 +28,7 @@ async def first_views(sample: Sample, *, store: ImageStore, vision: VisionSpec, 
         return sample, await run_blocking(work, name="Loading the images", timeout_s=LOAD_TIMEOUT_S)
 
     # A sample goes by its id, which nothing else can have while the sample is held.
-    _, views = await once_with(store).get(("first views", id(sample), vision, scale), make)
+    _, views = await store.once.get(("first views", id(sample), vision, scale), make)
     return views
 
 

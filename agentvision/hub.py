@@ -29,7 +29,8 @@ def local_folder(path: str | Path) -> Path | None:
     if not (place / "config.json").is_file():
         if (place / "adapter_config.json").is_file():
             raise ModelError(
-                f"the folder {text!r} holds an adapter alone; the model with it merged is in the export/ of its run"
+                f"the folder {text!r} holds an adapter alone; the model with it merged is in the export/ "
+                "of its run, once that has ended (--resume with trainer.steps=STEP ends it there)"
             )
         inside = [str(place / name) for name in _INSIDE if (place / name / "config.json").is_file()]
         hint = f" Did you mean {inside[0]!r}?" if inside else ""

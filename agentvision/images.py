@@ -24,6 +24,7 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, ImageOps
 
+from agentvision._once import Once
 from agentvision.errors import ImageError
 from agentvision.geometry import Box, Size
 from agentvision.types import ImageHash, ImageSource, Resized
@@ -124,10 +125,13 @@ class ImageStore:
     """Pictures in memory by their hash, and by what they were loaded and rendered from.
 
     Safe for threads. Whatever is asked for again (a path, a rendering) is answered without work, and two who ask at
-    once share one piece of work. Stored pictures must not be changed in place.
+    once share one piece of work. Stored pictures must not be changed in place. Nothing is forgotten: a store is for one batch
+    of episodes (a step of training, a question), and all that they share goes with it.
     """
 
     def __init__(self, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.once = Once()
+        """What the episodes of this store have made together: openings, results of pure tools."""
         self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._images: dict[ImageHash, Image.Image] = {}

@@ -34,23 +34,27 @@ _KEYS_OF_THEIR_OWN = {
 """What a backend that loads files is told by other keys than `policy.options`: two would contradict one another."""
 
 
-def preflight(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> None:
+def preflight(
+    recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False, train: bool = False
+) -> None:
     """Raise `RecipeError` with everything that is wrong, one line each, or what rewards and the policy lack on this machine.
 
-    `model` is the one that will be loaded in place of the recipe's; with `own_policy` none is.
+    `model` is the one that will be loaded in place of the recipe's; with `own_policy` none is. `train`: it is to learn.
     """
-    if found := list(problems(recipe, model=model, own_policy=own_policy)):
+    if found := list(problems(recipe, model=model, own_policy=own_policy, train=train)):
         raise RecipeError("\n".join(found))
     build.build_rewards(recipe).check()
     if not own_policy:
-        build.check_policy(recipe, model=model)
+        build.check_policy(recipe, model=model, train=train)
 
 
-def problems(recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False) -> Iterator[str]:
+def problems(
+    recipe: Recipe, *, model: str | Path | None = None, own_policy: bool = False, train: bool = False
+) -> Iterator[str]:
     """A line for each thing wrong: where its value is from, its key, what, and the fix."""
     found: list[tuple[str, str]] = []
     if not own_policy:
-        found += _policy(recipe, model)
+        found += _policy(recipe, model, train)
     found += _sources(recipe)
     found += _tools(recipe)
     try:
@@ -70,7 +74,7 @@ def origin(recipe: Recipe, path: str) -> str:
     return f"{labels[0]}: " if labels and one_place else ""
 
 
-def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str]]:
+def _policy(recipe: Recipe, model: str | Path | None, train: bool) -> Iterator[tuple[str, str]]:
     """(key, what) of a model, a policy or an option of it that cannot be."""
     path = "model.path" if model is None else "--model"
     try:
@@ -79,7 +83,7 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
         yield path, str(error)
         model = ""  # known to be wrong: what follows is about the policy
     try:
-        make, options = build.policy_call(recipe, model=model)
+        make, options = build.policy_call(recipe, model=model, train=train)
     except AgentVisionError as error:
         yield "policy.backend", str(error)
         return
@@ -100,7 +104,7 @@ def _policy(recipe: Recipe, model: str | Path | None) -> Iterator[tuple[str, str
         if options.get("max_images", recipe.env.max_images) < recipe.env.max_images:
             yield "policy.options.max_images", f"must not be below env.max_images ({recipe.env.max_images})"
         try:
-            build.check_policy(recipe, model=model)
+            build.check_policy(recipe, model=model, train=train)
         except AgentVisionError as error:
             if getattr(error, "reason", "") != "no_key":  # which another machine may have: `preflight` tells of it
                 for line in str(error).splitlines():

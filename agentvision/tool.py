@@ -23,7 +23,6 @@ from PIL import Image
 from pydantic import Field
 
 from agentvision._callable import callable_module
-from agentvision._once import once_with
 from agentvision._schema import Arguments, BadArguments
 from agentvision._workers import DeadlinePassed, run_async, run_blocking
 from agentvision.compute import VisionSpec
@@ -140,9 +139,10 @@ class Tool:
             said = repr(arguments)
         except (RecursionError, ValueError):  # nested too deeply, a number too long: `_run` says so
             return await self._run(ctx, arguments)
-        # A tool goes by its id, which nothing else can have while the tool is held.
-        same = "tool", id(self), said, ctx.vision, tuple(ctx.views.values())
-        _, result = await once_with(ctx.store).get(same, make)
+        # A function goes by its id, which nothing else can have while it is held, and a method by whose it is.
+        function = self.function if inspect.ismethod(self.function) else id(self.function)
+        same = "tool", self.name, function, said, ctx.vision, tuple(ctx.views.values())
+        _, result = await ctx.store.once.get(same, make)
         return result
 
     async def _run(self, ctx: ToolContext, arguments: Mapping[str, Any]) -> ToolResult:

@@ -26,6 +26,7 @@ from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.launch import ServerPlan, Servers
 from agentvision.engine.lend import Network
+from agentvision.engine.part import FIRST_VERSION
 from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import PATIENCE_S, Pool
 from agentvision.engine.probe import Probe
@@ -35,7 +36,7 @@ from agentvision.engine.settings import EngineSettings, stored_dtype
 from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
 from agentvision.engine.types import Ask, Control, Engine, EngineError, EngineLost, SyncError
 from agentvision.errors import PluginError, first_line
-from agentvision.policies._adapter import Sending, refused, sends_adapter
+from agentvision.policies._adapter import Sending, adapter_refusal, refused, sends_adapter
 from agentvision.policies._model import Attention, load_model
 from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
 from agentvision.policies._vllm_settings import Placement, Where, problems
@@ -54,7 +55,8 @@ class VLLMPolicy:
     """Turns sampled by an `Engine`. `model` is the trainer's module, loaded when it is first asked for.
 
     `samples_dtype` is the engine's type of weights, where it is not the model's. `servers` were started for this policy
-    and end with it. `adapter` is to be brought in place of weights; at servers that take none, `lora` says what then.
+    and end with it. `source` is the folder or hub id that it was made from. `adapter` is to be brought in place of weights; at
+    servers that take none, `lora` says what then.
     """
 
     trainable = True
@@ -72,8 +74,12 @@ class VLLMPolicy:
         weights_host: str | None = None,
         adapter: Lora | None = None,
         lora: Sending = "auto",
+        source: str | None = None,
     ) -> None:
         self.engine = engine
+        self._source = source
+        self._whose_is_known = False
+        """Whose weights the servers have: they were brought, or it was said that they are others."""
         self.codec: Codec | None = codec
         self.vision_frozen = False
         self.syncs_failed = 0
@@ -144,6 +150,8 @@ class VLLMPolicy:
             api_key_env=api_key_env,
             weights_host=weights_host,
             engine=engine,
+            adapter=adapter,
+            lora=lora,
         )
         codec = Codec.from_pretrained(
             path,
@@ -211,6 +219,7 @@ class VLLMPolicy:
             weights_host=weights_host,
             adapter=sent,
             lora=lora,
+            source=str(path),
         )
 
     @classmethod
@@ -225,12 +234,15 @@ class VLLMPolicy:
         api_key_env: str | None = None,
         weights_host: str | None = None,
         engine: Mapping[str, Any] | None = None,
+        adapter: Lora | None = None,
+        lora: Sending = "auto",
         **_: Any,
     ) -> None:
         """Raise `PluginError` for settings that cannot be, a line each; nothing is loaded or asked. Others are left to their own
         checks."""
         where = Where(placement, endpoints, device, servers, devices, api_key_env, weights_host, engine or {})
-        if told := "\n".join(problems(where)):
+        found = [*problems(where), *filter(None, [adapter_refusal(adapter, lora)])]
+        if told := "\n".join(found):
             raise PluginError(told)
 
     @property
@@ -267,6 +279,8 @@ class VLLMPolicy:
                 adapter=self._with_adapter,
             )
         )
+        if not self._whose_is_known:
+            self._say_whose()
         reused = sampled.cached_tokens
         return Completion(
             text=self._codec.decode(sampled.ids),
@@ -280,6 +294,20 @@ class VLLMPolicy:
                 "reused_tokens": reused,
             },
         )
+
+    def _say_whose(self) -> None:
+        """Warn, once, where servers have other weights than this policy's, and nobody brings it any."""
+        self._whose_is_known = True
+        if not isinstance(self.engine, Pool) or self._source is None:
+            return
+        for endpoint in self.engine.controls():
+            if endpoint.weights not in (None, FIRST_VERSION):
+                what = f"has the weights that a training run brought it (version {endpoint.weights})"
+            elif endpoint.info is not None and Path(endpoint.info.source).name != Path(self._source).name:
+                what = f"was started with {endpoint.info.source!r}"
+            else:
+                continue
+            _log.warning("%s %s: what it says is theirs, and not that of %r", endpoint.url, what, self._source)
 
     async def release(self, session: str) -> None:
         await self.engine.release(session)
@@ -302,6 +330,7 @@ class VLLMPolicy:
             for control in self.engine.controls():
                 await self._send(weights, control, self.model, agreed=of_all)
         self._version, self._with_adapter = version, self._adapter_rank is not None
+        self._whose_is_known = True
 
     async def _ask_servers(self, pool: Pool, adapter_rank: int) -> None:
         """Before the first sync: whether they take an adapter, or it is to be merged."""

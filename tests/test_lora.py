@@ -234,8 +234,14 @@ def test_a_recipe_that_cannot_be_is_refused(override, says):
         load_recipe("visionthink", profile="tiny", overrides=[override])
 
 
-def test_what_is_frozen_cannot_be_adapted():
+@pytest.mark.parametrize(
+    ("frozen", "target"), [("vision", "qkv"), ("projector", "mlp.0"), ("projector", "2"), ("projector", "merger.mlp.2")]
+)
+def test_what_is_frozen_cannot_be_adapted(frozen, target):
     from agentvision import load_recipe
 
-    with pytest.raises(RecipeError, match=r"adapts what model\.freeze keeps: 'vision'"):
-        load_recipe("visionthink", profile="tiny", overrides=["model.lora.targets=[visual.qkv]"])
+    overrides = [f"model.lora.targets=[visual.{target}]", f"model.freeze=[{frozen}]"]
+    with pytest.raises(RecipeError, match=rf"adapts what model\.freeze keeps: '{frozen}'"):
+        load_recipe("visionthink", profile="tiny", overrides=overrides)
+    other = "vision" if frozen == "projector" else "projector"
+    load_recipe("visionthink", profile="tiny", overrides=[overrides[0], f"model.freeze=[{other}]"])

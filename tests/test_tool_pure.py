@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -17,7 +19,7 @@ from agentvision.policy import SamplingParams
 from agentvision.protocol import Protocol
 from agentvision.rollout import run_group
 from agentvision.tool import ToolContext, ToolResult, ViewId, tool
-from agentvision.types import Sample, ToolError
+from agentvision.types import Message, Sample, ToolError
 
 from .tool_cases import call, context
 
@@ -136,6 +138,105 @@ async def test_a_group_calls_its_tool_once_and_begins_alike():
     other = make_env(tools=())
     opening = await other.reset(sample, seed=0)
     assert "count" not in opening.messages[0].text and CALLS["opening"] == 2, "other tools, another opening"
+
+
+async def test_a_bug_is_told_to_each_as_it_was_met():
+    def fails(ctx: ToolContext) -> str:
+        """Fail."""
+        CALLS["fails"] += 1
+        raise RuntimeError("a bug")
+
+    broken, ctx = tool(pure=True)(fails), context()
+    details = [outcome.record.detail for outcome in await asyncio.gather(*(call(broken, ctx) for _ in range(16)))]
+    assert CALLS["fails"] == 1
+    assert {detail.count("in fails") for detail in details} == {1}
+    assert max(detail.count("\n") for detail in details) < 30, "no one's frames but one's own and the tool's"
+
+
+async def test_what_is_cancelled_from_inside_fails_for_all_who_wait():
+    begun = []
+
+    @tool(pure=True)
+    async def asks(ctx: ToolContext) -> str:
+        """Ask."""
+        begun.append(1)
+        await asyncio.sleep(0.01)
+        raise asyncio.CancelledError
+
+    ctx = context()
+    outcomes = await asyncio.gather(*(call(asks, ctx) for _ in range(8)))
+    assert {outcome.record.error for outcome in outcomes} == {ToolError.CRASHED} and len(begun) == 1
+
+
+async def test_variants_and_methods_of_one_instance_are_one_tool():
+    class Counter:
+        """Cannot be hashed by value."""
+
+        __hash__ = None
+
+        def __init__(self):
+            self.calls = 0
+
+        @tool(pure=True)
+        def next(self, ctx: ToolContext) -> str:
+            """Count."""
+            self.calls += 1
+            return str(self.calls)
+
+    one, two, ctx = Counter(), Counter(), context()
+    assert [(await call(replace(each.next, timeout_s=k), ctx)).record.text for k, each in ((1, one), (2, one), (3, two))] == [
+        "1", "1", "1",
+    ]  # fmt: skip
+    assert (one.calls, two.calls) == (1, 1)
+
+
+async def test_a_store_goes_with_all_that_was_made_for_it():
+    """Also where a tool refers to it."""
+    ctx = context()
+    store = weakref.ref(ctx.store)
+
+    def make(kept):
+        @tool(pure=True)
+        def sees(ctx: ToolContext) -> str:
+            """See."""
+            return str(len(kept))
+
+        return sees
+
+    env = VisionEnv(tools=[make(ctx.store)], vision=ctx.vision, store=ctx.store, protocol=Protocol())
+    await env.reset(Sample("s", "?", (ctx.image(1),)), seed=0)
+    await env.step(
+        Message("assistant", ('<think>.</think>\n<tool_call>{"name": "sees", "arguments": {}}</tool_call>',))
+    )
+    del env, ctx
+    gc.collect()
+    assert store() is None
+
+
+async def test_what_an_environment_of_ones_own_says_is_its_own():
+    @dataclass(frozen=True)
+    class FewShot(Protocol):
+        shots: list = field(default_factory=list)
+
+        def opening(self, *args, **kwargs):
+            return Message("user", tuple(self.shots)), *super().opening(*args, **kwargs)
+
+    class Silent(VisionEnv):
+        schemas = ()
+        full_tokens = 7
+
+    ctx = context()
+    sample = Sample("s", "What?", (ctx.image(1),))
+
+    async def opening(kind, protocol):
+        env = kind(tools=[count], vision=ctx.vision, store=ctx.store, protocol=protocol)
+        return await env.reset(sample, seed=0)
+
+    one, two = [await opening(VisionEnv, FewShot(shots=[word])) for word in ("a", "b")]
+    assert [each.messages[0].text for each in (one, two)] == ["a", "b"]
+    plain, silent = await opening(VisionEnv, protocol := Protocol()), await opening(Silent, protocol)
+    assert "count" in plain.messages[0].text and "count" not in silent.messages[0].text
+    assert silent.full_tokens == 7 != plain.full_tokens
 
 
 def test_an_author_is_told_that_a_tool_is_not_pure():

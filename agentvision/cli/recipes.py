@@ -69,7 +69,7 @@ def check(recipe: str, *overrides: str, profile: Profile = None) -> None:
         except InvalidRecipe as error:
             invalid |= dict.fromkeys(error.problems)
         else:
-            found |= dict.fromkeys(preflight_problems(loaded))
+            found |= dict.fromkeys(preflight_problems(loaded, train=loaded.trainer.steps > 0))
     if invalid or found:
         raise RecipeError("\n".join([*([render(list(invalid))] if invalid else []), *found]))
     shown = ", ".join(name for name in profiles if name)

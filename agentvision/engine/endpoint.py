@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _KNOWN_IMAGES = 1 << 16
 _RESET_TRIES, _RESET_S = 20, 0.1
+_LEAVING_S = 10.0
+"""For pausing a server again whose weights were not proven."""
 _PAUSED_S = 0.2
 """Between two questions whether another process's pause has ended."""
 
@@ -148,9 +150,10 @@ class Endpoint:
                 part = await self._sample_part(ask, (), timeout_s=self._control_timeout_s)
             if part.aborted:
                 raise EngineLost(f"{self.url} gave the turn up that was to show its weights")
-        except (EngineError, ValueError):
-            with suppress(EngineError):
-                await self._control("POST", PAUSE)
+        except (EngineError, ValueError, asyncio.CancelledError):
+            with suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(_LEAVING_S):
+                    await self._control("POST", PAUSE)
             raise
         return part.sampled
 

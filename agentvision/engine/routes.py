@@ -23,6 +23,10 @@ PAUSE, RESUME = "/pause?mode=abort&clear_cache=false", "/resume"
 _EXACT_HINT = (
     "start the server with --enable-scale-out; without it only chat is offered, and nothing can be trained on that"
 )
+_ADAPTER_HINT = (
+    "does not find the adapter that it was brought: start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its"
+    " environment"
+)
 _CONTROL_HINT = (
     "start the server with VLLM_SERVER_DEV_MODE=1 in its environment, on loopback or a private network only: these routes"
     " ask for no key"
@@ -35,13 +39,15 @@ class EndpointInfo:
 
     url: str
     model: str
+    source: str
+    """The folder or hub id that it was started with."""
     max_model_len: int | None
     exact: bool
     control: bool
 
 
 class Routes:
-    """Each call is one request, on the network's loop."""
+    """To be called on the network's loop. `offered` asks three times, each other call once."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
         self.wire = Wire(url, api_key=api_key)
@@ -57,13 +63,14 @@ class Routes:
         try:
             model = models.body["data"][0]
             name, longest = str(model["id"]), model.get("max_model_len")
+            source = str(model.get("root") or name)
         except (KeyError, IndexError, TypeError, AttributeError):
             raise EngineError(f"{self.url} does not say what model it serves: {models.problem}") from None
         exact = await self.wire.call("POST", GENERATE, body={}, timeout_s=timeout_s)
         control = await self.wire.call("GET", "/weight_info", timeout_s=timeout_s)
         version = str(control.body["weight_version"]) if control.status == 200 else FIRST_VERSION
         # A request without anything in it is refused by the route, where there is one.
-        return EndpointInfo(self.url, name, longest, exact.status in (400, 422), control.status == 200), version
+        return EndpointInfo(self.url, name, source, longest, exact.status in (400, 422), control.status == 200), version
 
     async def health(self, timeout_s: float) -> None:
         """Raises unless the server's front is well."""
@@ -128,7 +135,8 @@ class Routes:
         """What a status other than 200 says of a turn: a `ValueError` where the turn itself is refused."""
         self._refuse_key(reply)
         if reply.status in (404, 405, 501):
-            return EngineError(f"{self.url} has no {GENERATE}: {_EXACT_HINT}")
+            hint = _ADAPTER_HINT if ask.adapter and reply.status == 404 else f"has no {GENERATE}: {_EXACT_HINT}"
+            return EngineError(f"{self.url} {hint}")
         if reply.status in (408, 429) or reply.status >= 500:
             return EngineLost(f"{self.url} could not sample a turn: {reply.problem}")
         return ValueError(f"{self.url} refuses turn {ask.turn} of session {ask.session!r}: {reply.problem}")

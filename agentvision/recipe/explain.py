@@ -87,8 +87,8 @@ def _what(details: ErrorDetails) -> str:
         case _:
             text = details["msg"].removeprefix("Input should be ")
             if given is None:
-                none = ", or write 0 for none" if text == "a valid integer" else ""
-                return f"must be {_WORDS.get(text, text)}, not null; leave the key out for its default{none}"
+                out = "; leave the key out for its default" if _has_default(details["loc"]) else ""
+                return f"must be {_WORDS.get(text, text)}, not null{out}"
             return f"must be {_WORDS.get(text, text)}, not {given!r}"
 
 
@@ -98,6 +98,14 @@ def known_keys(loc: Loc) -> list[str]:
     for part in loc:
         kind = _inner(kind, str(part))
     return sorted(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _has_default(loc: Loc) -> bool:
+    kind: Any = Recipe
+    for part in loc[:-1]:
+        kind = _inner(kind, str(part))
+    fields = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    return str(loc[-1]) in fields and not fields[str(loc[-1])].is_required()
 
 
 def _inner(kind: Any, part: str) -> Any:

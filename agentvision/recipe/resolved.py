@@ -36,9 +36,12 @@ def differing_keys(one: Recipe, other: Recipe) -> tuple[str, ...]:
 
 
 def _flat(value: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    flat = {p: v for key, child in children for p, v in _flat(child, (*path, str(key))).items()}
-    return flat if isinstance(value, dict) else flat or {path: value}  # what an empty map lacks is told by its keys
+    if isinstance(value, dict):  # what an empty one lacks is told by its keys
+        return {p: v for key, child in value.items() for p, v in _flat(child, (*path, str(key))).items()}
+    if isinstance(value, list) and value:
+        items = (((*path, str(index)), item) for index, item in enumerate(value))
+        return {p: v for at, item in items for p, v in (_flat(item, at) or {at: item}).items()}
+    return {path: value}
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------

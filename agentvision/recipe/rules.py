@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,10 @@ from agentvision.recipe.lora import VISUAL
 
 if TYPE_CHECKING:
     from agentvision.recipe.schema import Recipe
+
+
+_PROJECTOR = re.compile(r"merger\b.*|(mlp\.)?\d+")
+"""Of the tower's layers those that join it to the language model: `merger.mlp.0`; its blocks' own have names, not numbers."""
 
 
 def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -27,7 +32,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]
             f"must not be above model.max_pixels ({model.max_pixels}), not {model.min_pixels}",
         )
     for index, target in enumerate((model.lora and model.lora.targets) or ()):
-        part = "projector" if target.startswith(f"{VISUAL}merger") else "vision"
+        part = "projector" if _PROJECTOR.fullmatch(target.removeprefix(VISUAL)) else "vision"
         if target.startswith(VISUAL) and part in model.freeze:
             yield (
                 ("model", "lora", "targets", index),

@@ -32,15 +32,12 @@ def save_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
     Raises:
         TrainingStopped: a weight is not finite; nothing is written.
     """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise TrainingStopped(
-                f"the weight {name!r} is not finite: it is not saved; resume from the last checkpoint"
-            )
+    refuse_broken(model)
     transformers_logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     if is_adapted(model):
-        model.save_pretrained(folder, state_dict=dict(plain_parameters(model)))
+        # The merged ones are made beside the model's own: not on its device, where there is room for those alone.
+        model.save_pretrained(folder, state_dict={name: weight.cpu() for name, weight in plain_parameters(model)})
         save_adapter(model, folder / ADAPTER, source=source)
     else:
         model.save_pretrained(folder)
@@ -51,6 +48,15 @@ def save_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:
         for path in origin.iterdir():
             if path.is_file() and path.name not in _OWN and not path.name.endswith(_WEIGHTS):
                 shutil.copyfile(path, folder / path.name)
+
+
+def refuse_broken(model: Any) -> None:
+    """Raises `TrainingStopped` when a weight is not finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingStopped(
+                f"the weight {name!r} is not finite: it is not saved; resume from the last checkpoint"
+            )
 
 
 def export_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None:

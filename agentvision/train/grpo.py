@@ -12,6 +12,7 @@ step, prompt, rollout, turn), and everything else that changes stands in the che
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -110,7 +111,7 @@ class GRPO:
         """Train until the last step, a signal, or a reason to stop."""
         settings = self.recipe.trainer
         try:
-            while self.step < settings.steps and self.interruption.received is None:
+            while self.step < settings.steps and not self.is_interrupted():
                 await self.one_step()
                 if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
                     self.save()
@@ -122,8 +123,7 @@ class GRPO:
         settings = self.recipe.trainer
         began = time.perf_counter()
         # rollout and reward
-        with self.interruption.may_cancel():
-            batch = await self.batches.batch(self.step)
+        batch = await self.next_batch()
         waited = time.perf_counter()
         collected, store = batch.collected, batch.store
         self.check_images(collected)
@@ -153,10 +153,29 @@ class GRPO:
         more = {"lr": rate, "weight": scheduled, "resample_rounds": collected.rounds - 1, **times}
         try:
             more |= await self.evaluate()
-        finally:  # a signal may cut the evaluation off; the step is done all the same
+        finally:  # whatever fails in the evaluation: the step is done
             self.record(collected, updates, store, more)
         self.check_alarms()
         return collected
+
+    async def next_batch(self) -> Batch:
+        """The rollouts of this step. A signal to any rank abandons those of all: `CancelledError`."""
+        batch = None
+        try:
+            with self.interruption.may_cancel():
+                batch = await self.batches.batch(self.step)
+        except asyncio.CancelledError as cancelled:
+            self.interruption.took(cancelled)
+        if self.is_interrupted() or batch is None:
+            raise asyncio.CancelledError
+        return batch
+
+    def is_interrupted(self) -> bool:
+        """Whether a signal came to any rank: all ask at the same points, so that all end after the same step."""
+        interruption = self.interruption
+        received = self._of_all_ranks(interruption.received)
+        interruption.received = interruption.received or next(filter(None, received), None)
+        return interruption.received is not None
 
     async def sync(self) -> None:
         """Tell the policy of the new weights. They are good whatever becomes of its engine: the run stops and keeps them."""
@@ -283,16 +302,20 @@ class GRPO:
             return {}
         began = time.perf_counter()
         self.progress.phase("evaluation")
-        with self.interruption.may_cancel():
-            asked = await ask(
-                self.recipe,
-                self.held_out,
-                policy=self.learner.policy,
-                tools=self.learner.tools,
-                rewards=self.learner.rewards,
-                seed=evaluation_seed(self.recipe),
-                step=self.step,
-            )
+        try:
+            with self.interruption.may_cancel():
+                asked = await ask(
+                    self.recipe,
+                    self.held_out,
+                    policy=self.learner.policy,
+                    tools=self.learner.tools,
+                    rewards=self.learner.rewards,
+                    seed=evaluation_seed(self.recipe),
+                    step=self.step,
+                )
+        except asyncio.CancelledError as cancelled:  # a signal: the step is done all the same
+            self.interruption.took(cancelled)
+            return {}
         groups = [ScoredGroup(Group(t.sample, (t,)), group_advantages([t.reward])) for t in asked]
         measured = rollout_metrics(groups)
         return {"eval": {name: measured[name] for name in EVALUATED}, "time_eval_s": time.perf_counter() - began}

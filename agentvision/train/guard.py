@@ -53,6 +53,13 @@ class Interruption:
         finally:
             self._task = None
 
+    def took(self, cancelled: asyncio.CancelledError) -> None:
+        """The cancellation was the signal's, and is over. Raises it on where it was somebody else's."""
+        if self.received is None:
+            raise cancelled
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
@@ -88,8 +95,8 @@ class BadSteps:
         if self.in_a_row >= self.limit:
             raise TrainingStopped(
                 f"{self.in_a_row} updates in a row were not finite (last: {what}) and were skipped; the weights are those "
-                "of the last good one. Lower trainer.lr in a new run (its model.path may name a checkpoint's model/), or "
-                "look at the rewards and log-probs in metrics.jsonl"
+                "of the last good one. Lower trainer.lr in a new run (without model.lora its model.path may name a "
+                "checkpoint's model/), or look at the rewards and log-probs in metrics.jsonl"
             )
 
 

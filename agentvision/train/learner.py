@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from agentvision import build
@@ -24,7 +25,7 @@ from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.tokens import Codec
 from agentvision.tool import Tool
-from agentvision.train.export import ADAPTER, save_model
+from agentvision.train.export import ADAPTER, refuse_broken, save_model
 from agentvision.train.forward import SampledTokens
 from agentvision.train.lockstep import Batching
 from agentvision.train.optimizer import make_optimizer
@@ -56,6 +57,7 @@ class Learner:
     def write(self, folder: Path) -> None:
         """The large files of a checkpoint: `model/` (the adapter alone, where there is one) and `optimizer.pt`."""
         if is_adapted(self.model):
+            refuse_broken(self.model)
             save_adapter(self.model, folder / "model", source=self.source)
         else:
             save_model(self.model, self.codec, folder / "model", source=self.source)
@@ -77,11 +79,20 @@ class Learner:
             self.updater.reference.take(self.model)
 
 
+_PATIENCE = timedelta(hours=1)
+"""How long training processes wait for one another."""
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """accelerate's view of where this process stands: one of one, or of a `torchrun`/`accelerate launch`."""
     from accelerate.state import AcceleratorState
 
-    options: dict[str, Any] = {"mixed_precision": recipe.trainer.mixed_precision, "cpu": recipe.model.device == "cpu"}
+    options: dict[str, Any] = {
+        "mixed_precision": recipe.trainer.mixed_precision,
+        "cpu": recipe.model.device == "cpu",
+        # Ranks wait for the first one's servers to start, its evaluation, its checkpoint.
+        "kwargs_handlers": [InitProcessGroupKwargs(timeout=_PATIENCE)],
+    }
     try:
         return Accelerator(**options)
     except ValueError:  # its state is global, and an earlier run in this process had other settings

@@ -100,7 +100,7 @@ def train(recipe: Recipe, *, out: Path | str | None = None, resume: bool = False
 
 
 async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> TrainResult:
-    preflight(recipe)
+    preflight(recipe, train=True)
     accelerator = make_accelerator(recipe)
     _check_world(recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, keep=recipe.trainer.keep)
@@ -197,16 +197,8 @@ async def _first_weights(learner: Learner, interruption: Interruption) -> bool:
         with _all_ranks(None), interruption.may_cancel():
             await learner.policy.weights_changed(0)
     except asyncio.CancelledError as cancelled:
-        _end_by_signal(interruption, cancelled)
+        interruption.took(cancelled)
     return interruption.received is None
-
-
-def _end_by_signal(interruption: Interruption, cancelled: asyncio.CancelledError) -> None:
-    """The cancellation was the signal's, and is over. Raises it on where it was somebody else's."""
-    if interruption.received is None:
-        raise cancelled
-    if (task := asyncio.current_task()) is not None:
-        task.uncancel()
 
 
 async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
@@ -221,7 +213,7 @@ async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
         await run.loop()
         run.save()
     except asyncio.CancelledError as cancelled:
-        _end_by_signal(run.interruption, cancelled)
+        run.interruption.took(cancelled)
         if _warm(run):
             run.save()
     except TrainingStopped as stopped:

@@ -115,6 +115,7 @@ class WarmStart:
         seed = seed_for(self.recipe.seed, "warm start")
         prompts = PromptStream(self.questions, seed=seed, rank=self.rank, world=self.world)
         bad = BadSteps(self.recipe.trainer.max_bad_steps)
+        await learner.policy.rest()  # no turn is asked for before the end
         for step in range(settings.steps):
             store = ImageStore()
             samples = prompts.take(settings.batch_size // self.world)

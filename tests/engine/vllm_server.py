@@ -64,6 +64,7 @@ class VllmServer:
     exact: bool = True
     control: bool = True
     max_model_len: int = 4096
+    source: str = "policy"
     spoil: Callable[[str, Any], Any] = lambda name, tensor: tensor
     """What becomes of a tensor on its way."""
     workers: bool = True
@@ -212,7 +213,7 @@ class VllmServer:
             case "GET", "/health":
                 return 200, None
             case "GET", "/v1/models":
-                return 200, {"data": [{"id": "policy", "max_model_len": self.max_model_len}]}
+                return 200, {"data": [{"id": "policy", "root": self.source, "max_model_len": self.max_model_len}]}
         if not self.control:
             return 404, {"detail": "Not Found"}
         await self._engine_going.wait()

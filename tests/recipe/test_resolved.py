@@ -97,3 +97,8 @@ def test_differing_keys_name_what_a_resume_would_change(write: Write, tmp_path: 
         differing_keys(recipe, changed)
     )
     assert differing_keys(recipe, load(write())) == ()
+    tools = 'env.tools=[{"./my.py:Search": {k: 3}}, '
+    one = load(write(), tools + "crop]")
+    assert differing_keys(one, load(write(), tools + "zoom]")) == ("env.tools.1",)
+    assert differing_keys(one, load(write(), tools + "crop, zoom]")) == ("env.tools.2",)
+    assert differing_keys(one, load(write(), tools.rstrip(", ") + "]")) == ("env.tools.1",)

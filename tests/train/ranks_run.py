@@ -5,6 +5,7 @@ At each checkpoint the rank writes what weights it has, and which its policy was
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -57,6 +58,19 @@ def arm(fault: str) -> None:
 
     if fault == "rank 1 is killed" and RANK == 1:
         GRPO.update = killed
+
+    roll = GRPO.roll
+
+    async def interrupted(run: GRPO, step: int) -> Any:
+        """The other rank has finished its rollouts by then, and waits for this one."""
+        if step + 1 == LAST:
+            await asyncio.sleep(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+        return await roll(run, step)
+
+    if fault == f"signal to rank {RANK}":
+        GRPO.roll = interrupted
 
 
 if __name__ == "__main__":

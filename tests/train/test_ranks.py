@@ -19,12 +19,12 @@ OVERRIDES = (
 )  # fmt: skip
 
 
-def launch(out, fault, *overrides):
-    """What a launch of two ranks said that did not end well."""
+def launch(out, fault, *overrides, fails=True):
+    """What a launch of two ranks said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.train.ranks_run", fault, "train", "visionthink", "--profile", "tiny", "--out", str(out)]
     ended = subprocess.run(
-        [*command, *OVERRIDES, *overrides],
+        [*command, *(() if "--resume" in overrides else OVERRIDES), *overrides],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -32,7 +32,7 @@ def launch(out, fault, *overrides):
         timeout=1150,
     )
     said = ended.stdout + ended.stderr
-    assert ended.returncode != 0, said
+    assert (ended.returncode != 0) == fails, said
     return said
 
 
@@ -65,6 +65,17 @@ def test_each_with_its_engine_until_one_cannot_be_brought_the_weights(tmp_path):
     assert f"it does not take them. The last whole checkpoint is {last}" in said
     assert stopped_by(out) == "step 3: rank 1: it does not take them", "the first rank hears it"
     assert checkpoints(out)[-1] == "step-000003", "the weights are good: they are kept"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_ends_both_after_the_same_step_and_the_run_goes_on(tmp_path, rank):
+    """Also where the other waits for its rollouts: both save the same step, each with its own place in the data."""
+    out = tmp_path / "run"
+    launch(out, f"signal to rank {rank}", "policy.backend=transformers", "policy.options={}", fails=False)
+    assert [row["step"] for row in read_metrics(out)] == [1, 2]
+    assert checkpoints(out)[-1] == "step-000002"
+    launch(out, "none", "--resume", fails=False)
+    assert [row["step"] for row in read_metrics(out)] == [1, 2, 3, 4]
 
 
 def test_one_that_is_killed_ends_the_others_with_a_sentence(tmp_path):
