@@ -126,6 +126,8 @@ class Against:
     raw_s: list[float] = field(default_factory=list)
     loop_cpu_s: list[float] = field(default_factory=list)
     raw_cpu_s: list[float] = field(default_factory=list)
+    event_loop_s: list[float] = field(default_factory=list)
+    """The processor's time of the event loop's thread: environments, ledger, prompts, bookkeeping; tools have threads of their own."""
     loop_steps: list[int] = field(default_factory=list)
     raw_steps: list[int] = field(default_factory=list)
 
@@ -135,6 +137,7 @@ class Against:
             f"overhead_ratio{suffix}_rounds": [raw / loop for raw, loop in zip(self.raw_s, self.loop_s)],
             f"overhead_ratio{suffix}_median": statistics.median(self.raw_s) / statistics.median(self.loop_s),
             f"overhead_cpu_ratio{suffix}": min(self.raw_cpu_s) / min(self.loop_cpu_s),
+            f"event_loop_share{suffix}": min(self.event_loop_s) / min(self.raw_cpu_s),
             f"engine_steps{suffix}": statistics.median(self.loop_steps),
             f"engine_steps_raw{suffix}": statistics.median(self.raw_steps),
         }
@@ -158,9 +161,10 @@ async def against_raw(policy: VLLMPolicy, recipe: Any, *, groups: int, rounds: i
         recording.asks.clear()
         recording.said.clear()
         await engine.reset_caches()
-        steps, cpu = 0, time.process_time()
+        steps, cpu, of_thread = 0, time.process_time(), time.thread_time()
         found.loop_s.append((await roll_out(policy, recipe, groups=groups))[0])
         found.loop_cpu_s.append(time.process_time() - cpu)
+        found.event_loop_s.append(time.thread_time() - of_thread)
         found.loop_steps.append(steps)
         asks = sorted(recording.asks, key=lambda ask: ask.turn)  # first turns first, as a batch of prompts would
         await engine.reset_caches()
@@ -369,6 +373,7 @@ def _against_raw(r: dict[str, Any], suffix: str, what: str) -> list[tuple[str, s
     return [
         (f"{what}: least time of each", f"{r[f'overhead_ratio{suffix}']:.3f}", "≥ 0.95"),
         (f"… the processor's time, least of {len(rounds)} rounds", f"{r[f'overhead_cpu_ratio{suffix}']:.3f}", ""),
+        ("… the event loop's part of it, in raw's", f"{100 * r[f'event_loop_share{suffix}']:.1f} %", ""),
         ("… round by round: least, median, most", f"{least:.2f}, {middle:.2f}, {most:.2f}", ""),
         ("… steps of the engine, the loop's and raw's", steps, ""),
     ]
