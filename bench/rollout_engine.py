@@ -127,7 +127,7 @@ class Against:
     loop_cpu_s: list[float] = field(default_factory=list)
     raw_cpu_s: list[float] = field(default_factory=list)
     event_loop_s: list[float] = field(default_factory=list)
-    """The processor's time of the event loop's thread: environments, ledger, prompts, bookkeeping; tools have threads of their own."""
+    """The processor's time of the event loop's thread: environments, ledger, prompts; tools have threads of their own."""
     loop_steps: list[int] = field(default_factory=list)
     raw_steps: list[int] = field(default_factory=list)
 
