@@ -1,6 +1,6 @@
 """vLLM servers killed and hung under load: no turn lost, none doubled, and how long until answers flow again.
 
-    python bench/chaos_rollout.py
+    python bench/chaos_rollout.py [--only servers|sync]
 
 Episodes of three turns with images run without a pause on two real servers of the tiny model, which `engine.launch` starts and
 starts again, and a policy brings them new weights. Four things are done to a server (stopped or killed; all of it, or the engine
@@ -11,6 +11,7 @@ killed server is back when it takes turns again, with the newest weights.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -329,7 +330,12 @@ def main() -> None:
     """Both fault tables: of servers, and of weights (`chaos_sync`), each in docs/results.md."""
     import chaos_sync
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("servers", "sync"), help="one of the two tables")
+    only = parser.parse_args().only
     for name, part in (("chaos-servers", sys.modules[__name__]), ("chaos-sync", chaos_sync)):
+        if only is not None and not name.endswith(only):
+            continue
         results = part.measure()
         path = ROOT / "bench" / "results" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
