@@ -188,7 +188,7 @@ async def test_turns_do_not_wait_for_one_whose_engine_hangs_as_it_takes_weights(
             hangs.pop().hang_engine()
         return tensor
 
-    servers = [serve(latency_s=lambda turn: 0.3), serve(latency_s=lambda turn: 0.3, spoil=hang)]
+    servers = [serve(latency_s=lambda turn: 1.0), serve(latency_s=lambda turn: 1.0, spoil=hang)]
     policy = policy_over(*servers, answer_s=2.0)
     await both_serving(policy)
     await policy.weights_changed(0)
@@ -198,7 +198,8 @@ async def test_turns_do_not_wait_for_one_whose_engine_hangs_as_it_takes_weights(
     await until(lambda: all(server.turns[1:] for server in servers))  # the first is the probe's
     brought = asyncio.create_task(policy.weights_changed(1))
     assert await asyncio.wait_for(turns, 60) <= {0, 1}
-    assert not brought.done() and not policy.engine._members[1].serving
+    await until(lambda: not hangs and not policy.engine._members[1].serving)
+    assert not brought.done()
     servers[1].go_on()
     await brought
     await both_serving(policy)
