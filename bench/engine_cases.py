@@ -13,7 +13,6 @@ from PIL import Image
 from agentvision import build
 from agentvision.engine.types import Ask
 from agentvision.images import ImageStore
-from agentvision.policy import Request, SamplingParams
 from agentvision.tokens import Codec
 from agentvision.train.export import save_model
 from agentvision.types import ImageSegment, Segment, TextSegment
@@ -65,16 +64,3 @@ def ask_of(
     turn: int = 0,
 ) -> Ask:
     return Ask(session, session, turn, segments, store, 1.0, 1.0, 0, max_tokens, seed, codec.stop_ids, codec.banned_ids)
-
-
-def request_of(
-    codec: Codec,
-    store: ImageStore,
-    segments: tuple[Segment, ...],
-    *,
-    session: str,
-    seed: int,
-    max_tokens: int,
-) -> Request:
-    sampling = SamplingParams(max_tokens=max_tokens, seed=seed)
-    return Request(session, session, (), (), segments, store, sampling)

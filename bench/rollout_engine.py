@@ -21,30 +21,26 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from engine_cases import ask_of, larger_model, request_of, segments_of
+from against_raw import SIZE, against_raw, roll_out, rows_of
+from engine_cases import ask_of, larger_model, segments_of
 
 from agentvision import build
-from agentvision.data import open_questions
 from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.probe import gap_of
-from agentvision.engine.prompt import params_of, prompt_of
-from agentvision.engine.types import Ask, Sampled
 from agentvision.images import ImageStore
 from agentvision.policies.transformers import TransformersPolicy
 from agentvision.policies.vllm import VLLMPolicy
+from agentvision.policy import Request, SamplingParams
 from agentvision.recipe import load_recipe
-from agentvision.rollout import rollout_groups
 from agentvision.tokens import Codec
 from agentvision.train.batch import Example
-from agentvision.types import Group, TextSegment
+from agentvision.types import TextSegment
 
 PARTS = ("loop", "larger", "others", "exact", "bfloat16")
-GROUPS, SIZE, ROUNDS = 12, 16, 15
+GROUPS, ROUNDS = 12, 15
 """Short rounds, and many: on a machine that others share, the least of each side is of a moment when it was its own."""
 OVERRIDES = ("policy.backend=vllm", 'policy.options={"kv_cache_mib": 256}')
 LARGER_TURNS, LARGER_TOKENS = 64, 64
@@ -55,124 +51,7 @@ LONG_IMAGE_PX = 384
 """Side of the pictures of the prompts whose reuse is measured beside the recipe's: 576 visual tokens each."""
 
 
-@dataclass
-class Recording:
-    """An engine that notes what it was asked, and what it said."""
-
-    engine: Any
-    asks: list[Ask] = field(default_factory=list)
-    said: list[Sampled] = field(default_factory=list)
-
-    async def sample(self, ask: Ask) -> Sampled:
-        sampled = await self.engine.sample(ask)
-        self.asks.append(ask)
-        self.said.append(sampled)
-        return sampled
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
-
-
 # --- the loop -------------------------------------------------------------------------------------------------------
-
-
-async def roll_out(policy: Any, recipe: Any, *, groups: int = GROUPS, start: int = 0) -> tuple[float, list[Group]]:
-    """Seconds and groups of one pass over the same questions, on a store of its own."""
-    tools, store = build.build_tools(recipe), ImageStore()
-    samples = open_questions(recipe, "train")
-    named = [(f"bench{k}", samples[k]) for k in range(start, start + groups)]
-    began = time.perf_counter()
-    found = [
-        group
-        async for group in rollout_groups(
-            named,
-            size=SIZE,
-            make_env=build.env_maker(recipe, store=store, vision=policy.codec.vision, tools=tools),
-            policy=policy,
-            store=store,
-            sampling=build.sampling_of(recipe, seed=1),
-            limits=build.limits_of(recipe),
-        )
-    ]
-    return time.perf_counter() - began, found
-
-
-async def raw_generate(engine: InProcessEngine, asks: Sequence[Ask]) -> tuple[float, float]:
-    """Seconds that vLLM takes for these turns, given all at once with their prompts ready; and those of the processor."""
-    room = engine.settings.context_tokens
-    prepared = [(prompt_of(ask, engine._codec), params_of(ask, room)) for ask in asks]
-
-    def generate() -> tuple[float, float]:
-        core = engine._engine
-        began, cpu = time.perf_counter(), time.process_time()
-        for k, (prompt, params) in enumerate(prepared):
-            core.add_request(f"raw{k}", prompt, params)
-        while core.has_unfinished_requests():
-            core.step()
-        return time.perf_counter() - began, time.process_time() - cpu
-
-    return await engine._do(generate)
-
-
-@dataclass
-class Against:
-    """The loop and raw `generate`, round by round: seconds, those of the processor, and steps of the engine.
-
-    `recording` is of the last loop.
-    """
-
-    recording: Recording
-    loop_s: list[float] = field(default_factory=list)
-    raw_s: list[float] = field(default_factory=list)
-    loop_cpu_s: list[float] = field(default_factory=list)
-    raw_cpu_s: list[float] = field(default_factory=list)
-    event_loop_s: list[float] = field(default_factory=list)
-    """The processor's time of the event loop's thread: environments, ledger, prompts; tools have threads of their own."""
-    loop_steps: list[int] = field(default_factory=list)
-    raw_steps: list[int] = field(default_factory=list)
-
-    def figures(self, suffix: str = "") -> dict[str, Any]:
-        return {
-            f"overhead_ratio{suffix}": min(self.raw_s) / min(self.loop_s),
-            f"overhead_ratio{suffix}_rounds": [raw / loop for raw, loop in zip(self.raw_s, self.loop_s)],
-            f"overhead_ratio{suffix}_median": statistics.median(self.raw_s) / statistics.median(self.loop_s),
-            f"overhead_cpu_ratio{suffix}": min(self.raw_cpu_s) / min(self.loop_cpu_s),
-            f"event_loop_share{suffix}": min(self.event_loop_s) / min(self.raw_cpu_s),
-            f"engine_steps{suffix}": statistics.median(self.loop_steps),
-            f"engine_steps_raw{suffix}": statistics.median(self.raw_steps),
-        }
-
-
-async def against_raw(policy: VLLMPolicy, recipe: Any, *, groups: int, rounds: int) -> Against:
-    """Both in turns."""
-    engine = policy.engine
-    assert isinstance(engine, InProcessEngine)
-    policy.engine = recording = Recording(engine)  # type: ignore[assignment]
-    await roll_out(policy, recipe, groups=4)
-    found, step, steps = Against(recording), engine._engine.step, 0
-
-    def counted() -> Any:
-        nonlocal steps
-        steps += 1
-        return step()
-
-    engine._engine.step = counted
-    for _ in range(rounds):
-        recording.asks.clear()
-        recording.said.clear()
-        await engine.reset_caches()
-        steps, cpu, of_thread = 0, time.process_time(), time.thread_time()
-        found.loop_s.append((await roll_out(policy, recipe, groups=groups))[0])
-        found.loop_cpu_s.append(time.process_time() - cpu)
-        found.event_loop_s.append(time.thread_time() - of_thread)
-        found.loop_steps.append(steps)
-        asks = sorted(recording.asks, key=lambda ask: ask.turn)  # first turns first, as a batch of prompts would
-        await engine.reset_caches()
-        seconds, cpu = await raw_generate(engine, asks)
-        found.raw_s.append(seconds)
-        found.raw_cpu_s.append(cpu)
-        found.raw_steps.append(steps - found.loop_steps[-1])
-    return found
 
 
 async def loop() -> dict[str, Any]:
@@ -237,8 +116,8 @@ async def others() -> dict[str, Any]:
         await roll_out(policy, which, groups=4)
     for _ in range(ROUNDS):
         await vllm.engine.reset_caches()  # type: ignore[attr-defined]
-        times["vllm"].append((await roll_out(vllm, recipe))[0])
-        times["transformers"].append((await roll_out(hf, plain))[0])
+        times["vllm"].append((await roll_out(vllm, recipe, groups=GROUPS))[0])
+        times["transformers"].append((await roll_out(hf, plain, groups=GROUPS))[0])
         ratios.append(times["transformers"][-1] / times["vllm"][-1])
     await vllm.close()
     await hf.close()
@@ -271,13 +150,14 @@ async def _larger() -> dict[str, float]:
         store = ImageStore()
         prompts = [segments_of(codec, store, images=1, seed=k, side=96) for k in range(LARGER_TURNS)]
 
+        def sampling(k: int) -> SamplingParams:
+            return SamplingParams(max_tokens=LARGER_TOKENS, seed=k)
+
         async def run(one: Any, kind: str) -> float:
             began = time.perf_counter()
             await asyncio.gather(
                 *(
-                    one.complete(
-                        request_of(codec, store, segments, session=f"{kind}{k}", seed=k, max_tokens=LARGER_TOKENS)
-                    )
+                    one.complete(Request(f"{kind}{k}", f"{kind}{k}", (), (), segments, store, sampling(k)))
                     for k, segments in enumerate(prompts)
                 )
             )
@@ -344,8 +224,8 @@ def table(results: dict[str, Any]) -> str:
     r = results
     larger = r["larger_parameters"] / 1e6
     rows = [
-        *_against_raw(r, "", "agent loop's samples a second, of raw `generate`'s on the same turns"),
-        *_against_raw(r, "_larger", f"a model of {larger:.0f} M: the loop's samples a second, of raw `generate`'s"),
+        *rows_of(r, "", "agent loop's samples a second, of raw `generate`'s on the same turns"),
+        *rows_of(r, "_larger", f"a model of {larger:.0f} M: the loop's samples a second, of raw `generate`'s"),
         (
             f"turn 2 finds of turn 1's prompt, {r['prompt_tokens_long']:.0f} tokens",
             f"{r['prefix_reuse']:.3f}",
@@ -364,19 +244,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(
         [head, "", "| what | measured | wanted |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     )
-
-
-def _against_raw(r: dict[str, Any], suffix: str, what: str) -> list[tuple[str, str, str]]:
-    rounds = sorted(r[f"overhead_ratio{suffix}_rounds"])
-    least, middle, most = rounds[0], statistics.median(rounds), rounds[-1]
-    steps = f"{r[f'engine_steps{suffix}']:.0f}, {r[f'engine_steps_raw{suffix}']:.0f}"
-    return [
-        (f"{what}: least time of each", f"{r[f'overhead_ratio{suffix}']:.3f}", "≥ 0.95"),
-        (f"… the processor's time, least of {len(rounds)} rounds", f"{r[f'overhead_cpu_ratio{suffix}']:.3f}", ""),
-        ("… the event loop's part of it, in raw's", f"{100 * r[f'event_loop_share{suffix}']:.1f} %", ""),
-        ("… round by round: least, median, most", f"{least:.2f}, {middle:.2f}, {most:.2f}", ""),
-        ("… steps of the engine, the loop's and raw's", steps, ""),
-    ]
 
 
 def main() -> None:
