@@ -21,7 +21,7 @@ import time
 import types
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -37,6 +37,8 @@ BLOCKING_S = 1.0
 """How long a plug-in may keep the event loop without being named in the log."""
 MAX_ABANDONED = 32
 """Threads that the calls of one name may leave hanging."""
+_HEARD_S = 0.5
+"""How late Ctrl-C may be heard. A signal just before a thread goes to sleep does not wake it, so none sleeps for good."""
 _MOST_COMING = 8
 """Threads that are on their way to the queue at the same time. With one alone, each waits for the interpreter anew while the
 event loop is busy, and calls that block start one after another; with all, a thousand short calls wake them for nothing."""
@@ -68,7 +70,10 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     interrupted = threading.Event()
     with ThreadPoolExecutor(1, "agentvision sync") as pool:
         try:
-            return pool.submit(lambda: asyncio.run(told())).result()
+            outcome = pool.submit(lambda: asyncio.run(told()))
+            while not wait([outcome], timeout=_HEARD_S).done:
+                pass
+            return outcome.result()
         except KeyboardInterrupt:  # here: what runs there would hear nothing of it, and is waited for
             interrupted.set()  # before the look: one of the two sees the other
             if begun.done():

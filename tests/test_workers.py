@@ -117,3 +117,19 @@ def test_an_interrupt_is_heard_at_every_moment_of_a_start():
             asyncio.run(start())
         timer.join()
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.usefixtures("sigint")
+def test_an_interrupt_that_wakes_nobody_is_heard():
+    """As one does that comes just before the main thread sleeps; here another thread takes it from the system."""
+
+    async def start():
+        with ctrl_c_raises():
+            run_sync(lambda: asyncio.sleep(30))
+
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        asyncio.run(start())
+    assert time.monotonic() - began < 10
