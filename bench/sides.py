@@ -11,20 +11,19 @@ from plain_loop import PlainLoop
 
 from agentvision import build
 from agentvision.data import open_questions
-from agentvision.journal import Journal
 from agentvision.recipe import Recipe
 from agentvision.rewards import Rewards
 from agentvision.run_folder import CHECKPOINTS
 from agentvision.seeds import seed_for
 from agentvision.tokens import token_count
-from agentvision.tracking import Tracker, read_metrics
+from agentvision.tracking import read_metrics
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.grpo import GRPO
 from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import freeze, make_accelerator, make_learner
 from agentvision.train.optimizer import make_optimizer
-from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
+from agentvision.train.records import Records
 from agentvision.train.seeding import seed_everything
 from agentvision.types import Trajectory
 
@@ -84,9 +83,7 @@ class FrameworkSide:
             checkpoints=Checkpoints(out / CHECKPOINTS, keep=1),
             bad=BadSteps(recipe.trainer.max_bad_steps),
             bad_images=BadImages(recipe.data.max_bad_share),
-            tracker=Tracker.open(out, recipe),
-            journal=Journal(out),
-            progress=StepProgress(recipe.name, total=recipe.trainer.steps, quiet=True),
+            records=Records.open(out, recipe, quiet=True),
             interruption=Interruption(),
         )
 

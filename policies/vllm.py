@@ -7,13 +7,9 @@ once by its hash. The trainer changes `model`; `weights_changed` brings the engi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from agentvision.chat.network import on_network
 from agentvision.engine.endpoint import Endpoint
 from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.launch import ServerPlan, Servers
@@ -31,14 +26,14 @@ from agentvision.engine.pictures import Pictures
 from agentvision.engine.pool import PATIENCE_S, Pool
 from agentvision.engine.probe import Probe
 from agentvision.engine.proof import Proof
-from agentvision.engine.ranks import in_thread, raise_any, rank, ranks, told_by_all, told_by_first
+from agentvision.engine.ranks import rank
 from agentvision.engine.settings import EngineSettings, stored_dtype
-from agentvision.engine.sync import Sync, Weights, is_sharded, parameters_of
-from agentvision.engine.types import Ask, Control, Engine, EngineError, EngineLost, SyncError
-from agentvision.errors import PluginError, first_line
-from agentvision.policies._adapter import Sending, adapter_refusal, refused, sends_adapter
+from agentvision.engine.types import Ask, Engine
+from agentvision.errors import PluginError
+from agentvision.policies._adapter import Sending, adapter_refusal, sends_adapter
 from agentvision.policies._model import Attention, load_model
-from agentvision.policies._vllm_engines import Agreement, alone, of_all, own_engine, started_servers
+from agentvision.policies._vllm_delivery import Delivery
+from agentvision.policies._vllm_engines import own_engine, started_servers
 from agentvision.policies._vllm_settings import Placement, Where, problems
 from agentvision.policy import Completion, Request
 from agentvision.recipe.lora import Lora
@@ -46,9 +41,6 @@ from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 
 _log = logging.getLogger(__name__)
-
-_TRIES = 2
-"""A sync that fails is tried once more; a fault that stays stops the run."""
 
 
 class VLLMPolicy:
@@ -82,24 +74,21 @@ class VLLMPolicy:
         """Whose weights the servers have: they were brought, or it was said that they are others."""
         self.codec: Codec | None = codec
         self.vision_frozen = False
-        self.syncs_failed = 0
-        """Syncs whose proof did not hold, and that were made again."""
         self._codec = codec
         self._load = load
         self._model: nn.Module | None = None
-        self._samples_dtype = samples_dtype
         self._servers = servers
         self.proof = Proof(Probe.of(codec), lambda: samples_dtype or next(self.model.parameters()).dtype)
-        self._sync = Sync(same_process=isinstance(engine, InProcessEngine), network=Network(weights_host))
+        self.delivery = Delivery(
+            engine,
+            lambda: self.model,
+            proof=self.proof,
+            dtype=samples_dtype,
+            network=Network(weights_host),
+            adapter=adapter,
+            lora=lora,
+        )
         self._version = 0
-        self._current: Weights | None = None
-        self._adapter_rank = None if adapter is None else adapter.rank
-        self._lora: Sending = lora
-        self._with_adapter = False
-        """Turns are asked of the adapter that was brought."""
-        self._syncing = asyncio.Lock()
-        if isinstance(engine, Pool):
-            engine.admit = self._admit
 
     @classmethod
     def from_pretrained(
@@ -255,6 +244,11 @@ class VLLMPolicy:
         return self._model
 
     @property
+    def syncs_failed(self) -> int:
+        """Syncs whose proof did not hold, and that were made again."""
+        return self.delivery.failed
+
+    @property
     def version(self) -> int:
         """Of the weights that the engine was last proven to have."""
         return self._version
@@ -276,7 +270,7 @@ class VLLMPolicy:
                 seed=seed_for(sampling.seed, request.turn),
                 stop_ids=self._codec.stop_ids,
                 banned_ids=self._codec.banned_ids,
-                adapter=self._with_adapter,
+                adapter=self.delivery.with_adapter,
             )
         )
         if not self._whose_is_known:
@@ -320,125 +314,11 @@ class VLLMPolicy:
     async def weights_changed(self, version: int) -> None:
         """Bring the engine to the module's weights. Raises `SyncError` when that cannot be proven, and keeps the version.
 
-        Of several servers one must succeed; the others get no turns until they have these weights too. Of several ranks'
-        engines all must: what fails on one is raised on all.
+        Of several servers one must succeed, of several ranks' engines all.
         """
-        if isinstance(self.engine, Pool):
-            await self._to_servers(version, self.engine)
-        else:
-            weights = await self._weights(version, copy=False)
-            for control in self.engine.controls():
-                await self._send(weights, control, self.model, agreed=of_all)
-        self._version, self._with_adapter = version, self._adapter_rank is not None
+        await self.delivery.bring(version)
+        self._version = version
         self._whose_is_known = True
-
-    async def _ask_servers(self, pool: Pool, adapter_rank: int) -> None:
-        """Before the first sync: whether they take an adapter, or it is to be merged."""
-        merges = False
-        error: EngineError | None = None
-        if rank() == 0:
-            try:
-                merges = await on_network(self._refused(pool, adapter_rank))
-            except EngineError as raised:
-                error = raised
-        await in_thread(lambda: raise_any(error))
-        if await in_thread(lambda: told_by_first(merges)):
-            self._adapter_rank = None
-
-    async def _refused(self, pool: Pool, adapter_rank: int) -> bool:
-        await pool.ready()
-        return await refused(pool.controls(), adapter_rank, self._lora)
-
-    async def _to_servers(self, version: int, pool: Pool) -> None:
-        """The first rank brings the weights; the others ask no turns until they hear of it."""
-        if self._adapter_rank is not None and not self._with_adapter:
-            await self._ask_servers(pool, self._adapter_rank)
-        first = rank() == 0
-        error: EngineError | None = None
-        if not first:
-            await pool.hold()
-        if ranks() > 1:
-            await in_thread(lambda: told_by_all(None))  # all hold
-        if first:
-            try:
-                weights = await self._weights(version, copy=True)
-                await on_network(self._bring(pool, weights))
-            except EngineError as raised:
-                error = raised
-        elif is_sharded(self.model):
-            for _ in parameters_of(self.model, None, adapter=self._adapter_rank is not None):
-                """Only so that the first rank, which sends them, gets them whole."""
-        await in_thread(lambda: raise_any(error))
-        if not first:
-            await pool.expect(version)
-
-    async def _weights(self, version: int, *, copy: bool) -> Weights:
-        """Servers may need the weights again later, when the trainer has moved on: theirs are a copy."""
-
-        def make() -> Weights:
-            adapter = self._adapter_rank is not None
-            return Weights.of(self.model, version=version, dtype=self._samples_dtype, copy=copy, adapter=adapter)
-
-        return make() if is_sharded(self.model) else await in_thread(make)
-
-    async def _bring(self, pool: Pool, weights: Weights) -> None:
-        """All servers that serve; on the network's loop, where those that come back are brought to them too."""
-        await pool.ready()
-        async with self._syncing:
-            controls = pool.controls()
-            sends = (self._send(weights, control, self.model) for control in controls)
-            results = await asyncio.gather(*sends, return_exceptions=True)
-            errors = [result for result in results if isinstance(result, BaseException)]
-            for control, result in zip(controls, results, strict=True):
-                if isinstance(result, BaseException):
-                    control.distrust()
-                    _log.warning("%s has not got version %d: %s", control.url, weights.version, first_line(result))
-            if not controls:
-                raise SyncError(f"version {weights.version}: there is no server to bring it to")
-            bugs = [error for error in errors if not isinstance(error, EngineError)]
-            if bugs or len(errors) == len(controls):
-                raise (bugs or errors)[0]
-            self._current = weights
-
-    async def _send(
-        self, weights: Weights, control: Control, model: nn.Module | None = None, *, agreed: Agreement = alone
-    ) -> None:
-        """Sync one engine; with the module that the weights are of, what it computes is compared too.
-
-        A try counts when `agreed`, which is told what became of it, has no errors: several ranks try together.
-        """
-        for left in reversed(range(_TRIES)):
-            error = await self._try(weights, control, model)
-            errors = await agreed(error)
-            if not errors:
-                return
-            self.syncs_failed += 1
-            _log.warning("A sync of weights failed%s: %s", "" if left else " again", first_line(errors[0]))
-            if not left or not all(isinstance(e, SyncError) for e in errors):
-                if not isinstance(error, EngineLost):
-                    with suppress(EngineError):
-                        await control.pause()  # nothing is sampled from weights that nobody knows
-                raise error or errors[0]
-
-    async def _try(self, weights: Weights, control: Control, model: nn.Module | None) -> EngineError | None:
-        tensors = weights.stream()
-        try:
-            probe = partial(self.proof.check, weights, control, model)
-            await self._sync.send(replace(weights, stream=lambda: tensors), control, probe)
-        except EngineError as error:
-            return error
-        finally:
-            if model is not None and is_sharded(model):
-                for _ in tensors:
-                    """All ranks together gather them: whatever became of this one's try, the others wait for its part."""
-        return None
-
-    async def _admit(self, endpoint: Endpoint) -> None:
-        """A server that comes back gets the weights that the others have."""
-        async with self._syncing:
-            current = self._current
-            if current is not None and endpoint.weights != str(current.version):  # not brought while this one waited
-                await self._send(current, endpoint)
 
     async def close(self) -> None:
         """End the engine, and the servers that were started for it."""

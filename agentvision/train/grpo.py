@@ -22,35 +22,33 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from agentvision import build
-from agentvision.engine.types import EngineError, EngineLost
+from agentvision.engine.ranks import told_by_all
+from agentvision.engine.types import EngineError
 from agentvision.errors import TrainingStopped
 from agentvision.evaluate.run import ask, evaluation_seed
 from agentvision.images import ImageStore
-from agentvision.journal import Journal
 from agentvision.policy import Policy
 from agentvision.recipe import Recipe
 from agentvision.rollout import rollout_groups
 from agentvision.seeds import seed_for
-from agentvision.tracking import Tracker, flatten
+from agentvision.tracking import flatten
 from agentvision.train.advantages import group_advantages
-from agentvision.train.alarms import Alarm, Watch
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
-from agentvision.train.guard import BadImages, BadSteps, Interruption
+from agentvision.train.guard import BadImages, BadSteps, Interruption, may_be_the_weights, why_invalid
 from agentvision.train.learner import Learner
 from agentvision.train.lockstep import Batching, Lockstep
 from agentvision.train.metrics import rollout_metrics, staleness_metrics, update_metrics
 from agentvision.train.optimizer import learning_rate, set_learning_rate
 from agentvision.train.pipeline import Batch, Pipeline
-from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
+from agentvision.train.records import Records, groups_of_all_ranks
 from agentvision.train.seeding import random_states, set_random_states
 from agentvision.train.update import UpdateStats
-from agentvision.types import Group, Sample, StopReason, Trajectory
+from agentvision.types import Group, Sample, StopReason
 
 EVALUATED = (
     "reward",
@@ -63,9 +61,6 @@ EVALUATED = (
     "visual_tokens_replacement",
 )
 """Metrics of the evaluations between steps."""
-
-_OF_THE_ENGINE = tuple(f"{kind.__name__}:" for kind in (EngineError, EngineLost))
-"""How the error of an episode begins whose engine could not be asked. (`BrokenNumbers` is another matter.)"""
 
 
 @dataclass(slots=True)
@@ -81,10 +76,7 @@ class GRPO:
     checkpoints: Checkpoints
     bad: BadSteps
     bad_images: BadImages
-    tracker: Tracker | None
-    """None on ranks other than the first; so is the journal."""
-    journal: Journal | None
-    progress: StepProgress
+    records: Records
     interruption: Interruption
     step: int = 0
     """Steps done."""
@@ -94,10 +86,6 @@ class GRPO:
     """Whether any step so far had a signal, and moved the weights."""
     saved: int = -1
     """The step of the newest checkpoint of this process."""
-    watch: Watch | None = None
-    """Sounds the recipe's alarms, on the first rank."""
-    ringing: Sequence[Alarm] = ()
-    """Those that begin with the step that was recorded last."""
     torn: bool = False
     """Whether the weights are not to be saved: moved by half a step, or those of a policy that fails."""
     batches: Pipeline = field(init=False)
@@ -132,7 +120,7 @@ class GRPO:
         groups = [examples_of(scored) for scored in collected.with_signal]
         # loss and step
         updating = time.perf_counter()
-        self.progress.phase("update")
+        self.records.progress.phase("update")
         rate = learning_rate(self.step, settings, steps=settings.steps)
         scheduled = self.learner.rewards.scheduled(self.step)  # weights of rewards
         if not settings.max_staleness:
@@ -173,7 +161,7 @@ class GRPO:
     def is_interrupted(self) -> bool:
         """Whether a signal came to any rank: all ask at the same points, so that all end after the same step."""
         interruption = self.interruption
-        received = self._of_all_ranks(interruption.received)
+        received = told_by_all(interruption.received)
         interruption.received = interruption.received or next(filter(None, received), None)
         return interruption.received is not None
 
@@ -212,7 +200,7 @@ class GRPO:
             nonlocal done
             done += len(group.trajectories)
             if step == self.step:
-                self.progress.rollouts(done)
+                self.records.progress.rollouts(done)
 
         collected = await collect(
             self.prompts,
@@ -236,7 +224,7 @@ class GRPO:
         # A rank with fewer groups, or none, takes part with a spare example, so that no rank waits for it.
         ledgers = (t.segments for s in collected.groups for t in s.group.trajectories if t.sampled_tokens)
         spare = next((Example(segments, advantage=0.0) for segments in ledgers), None)
-        mini_batches = max(self._of_all_ranks(-(-len(groups) // size)))
+        mini_batches = max(told_by_all(-(-len(groups) // size)))
         set_learning_rate(learner.optimizer, rate)
         learner.updater.begin_step()
         algorithm = self.recipe.algorithm
@@ -256,8 +244,7 @@ class GRPO:
                 if stats.finite:
                     self.bad.good()
                 else:
-                    if self.tracker is not None:
-                        self.tracker.event("skipped", step=self.step + 1, loss=stats.loss, grad_norm=stats.grad_norm)
+                    self.records.event("skipped", step=self.step + 1, loss=stats.loss, grad_norm=stats.grad_norm)
                     self.bad.bad(f"step {self.step}: loss {stats.loss!r}, gradient norm {stats.grad_norm!r}")
         return results
 
@@ -265,7 +252,7 @@ class GRPO:
         """Count the questions whose images cannot be read; stop when they are more than the recipe allows."""
         groups = [scored.group for scored in collected.groups]
         bad = [t for t in (group.trajectories[0] for group in groups) if t.stop is StopReason.BAD_IMAGE]
-        counts = self._of_all_ranks((len(bad), len(groups), f"{bad[0].sample.id}: {bad[0].error}" if bad else ""))
+        counts = told_by_all((len(bad), len(groups), f"{bad[0].sample.id}: {bad[0].error}" if bad else ""))
         first = next((told for _, _, told in counts if told), "")
         self.bad_images.count(sum(c[0] for c in counts), sum(c[1] for c in counts), first)
 
@@ -275,15 +262,14 @@ class GRPO:
         The trajectories of such a step are in the journal, to see why.
         """
         local = [t for scored in collected.groups for t in scored.group.trajectories]
-        reasons = [_why_invalid(t) for t in local if t.reward is None]
-        counts = self._of_all_ranks((len(reasons), len(local), sum(map(_may_be_the_weights, local))))
+        reasons = [why_invalid(t) for t in local if t.reward is None]
+        counts = told_by_all((len(reasons), len(local), sum(map(may_be_the_weights, local))))
         invalid, total, suspect = (sum(c[i] for c in counts) for i in range(3))
         limit = self.recipe.trainer.max_invalid_share
         if total and invalid > limit * total:
             seen = f"; the first: {reasons[0]}" if reasons else ""
             self.torn = suspect > 0  # those of a policy that diverged are not to become the newest checkpoint
-            if self.journal is not None:
-                self.journal.append(local, step=self.step + 1, store=store)
+            self.records.trajectories(local, step=self.step + 1, store=store)
             raise TrainingStopped(
                 f"step {self.step}: {invalid} of {total} trajectories have no valid reward, more than "
                 f"trainer.max_invalid_share={limit!r} allows{seen}"
@@ -291,8 +277,8 @@ class GRPO:
 
     def check_alarms(self) -> None:
         """Stop when an alarm rings that the recipe wants to stop at. The step is done and its weights are good."""
-        told = [f"alarms.{alarm.name}: {alarm.text}" for alarm in self.ringing if alarm.stops]
-        if reasons := [reason for theirs in self._of_all_ranks(told) for reason in theirs]:
+        told = [f"alarms.{alarm.name}: {alarm.text}" for alarm in self.records.ringing if alarm.stops]
+        if reasons := [reason for theirs in told_by_all(told) for reason in theirs]:
             raise TrainingStopped(f"step {self.step}: {'; '.join(reasons)}")
 
     async def evaluate(self) -> dict[str, Any]:
@@ -301,7 +287,7 @@ class GRPO:
         if not every or self.step % every or not self.accelerator.is_main_process:
             return {}
         began = time.perf_counter()
-        self.progress.phase("evaluation")
+        self.records.progress.phase("evaluation")
         try:
             with self.interruption.may_cancel():
                 asked = await ask(
@@ -323,30 +309,19 @@ class GRPO:
     def record(
         self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
     ) -> None:
-        groups, stats = list(collected.groups), list(updates)
-        counted = self._of_all_ranks(self.learner.rewards.metrics())
-        if self.accelerator.num_processes > 1:
-            groups = self._with_other_ranks(groups, store)
-        if self.tracker is None or self.journal is None:
+        """The step's numbers are of all ranks."""
+        counted = told_by_all(self.learner.rewards.metrics())
+        groups = groups_of_all_ranks(collected.groups, store)
+        if not self.accelerator.is_main_process:
             return
-        metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(stats) | more
+        metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(list(updates)) | more
         metrics |= staleness_metrics(groups, version=self.step - 1)
-        trajectories = [t for scored in groups for t in scored.group.trajectories]
         metrics |= {
-            "samples_per_s": len(trajectories) / more["time_step_s"],
+            "samples_per_s": sum(len(s.group.trajectories) for s in groups) / more["time_step_s"],
             "steps_skipped": self.bad.skipped,
             "bad_images": self.bad_images.bad,
         } | flatten(self.learner.rewards.summary(counted))
-        every = self.recipe.tracking.trajectories_every
-        if every and (self.step - 1) % every == 0:
-            self.journal.append(trajectories, step=self.step, store=store)
-            self.tracker.rollouts(self.step, [scored.group for scored in groups], store)
-        self.tracker.step(metrics)
-        self.progress.step(metrics)
-        self.ringing = self.watch.observe(flatten(metrics)) if self.watch is not None else ()
-        for alarm in self.ringing:
-            self.tracker.alarm(alarm.name, alarm.text, step=alarm.step, stops=alarm.stops)
-            self.progress.say(f"alarm {alarm.name} at step {alarm.step}: {alarm.text}")
+        self.records.step(metrics, groups, store)
 
     def save(self) -> Path:
         """Write a checkpoint of the run as it stands after `self.step` steps, once."""
@@ -354,7 +329,7 @@ class GRPO:
         if self.saved == self.step:
             return path
         state = {
-            "cursors": self._of_all_ranks(self.cursor),
+            "cursors": told_by_all(self.cursor),
             "moved": self.moved,
             "bad": {"skipped": self.bad.skipped, "in_a_row": self.bad.in_a_row},
         }
@@ -362,8 +337,7 @@ class GRPO:
             self.checkpoints.save(self.step, state | random_states(), self.learner.write)
         self.accelerator.wait_for_everyone()
         self.saved = self.step
-        if self.tracker is not None:
-            self.tracker.event("saved", step=self.step, path=path.name)
+        self.records.event("saved", step=self.step, path=path.name)
         return path
 
     async def restore(self, state: Mapping[str, Any], step: int) -> None:
@@ -375,33 +349,8 @@ class GRPO:
         set_random_states(state)
         await self.learner.policy.weights_changed(step)
 
-    def _with_other_ranks(self, groups: list[ScoredGroup], store: ImageStore) -> list[ScoredGroup]:
-        """On the first rank: everybody's groups, with their images in `store`."""
-        images = {v.image: store.get(v.image) for s in groups for t in s.group.trajectories for v in t.views}
-        images |= {key: store.get(key) for s in groups for t in s.group.trajectories for key in t.originals}
-        gathered: list[Any] = gather_object([(groups, images)])
-        if self.accelerator.is_main_process:
-            for _, theirs in gathered:
-                for image in theirs.values():
-                    store.add(image)
-        return [scored for theirs, _ in gathered for scored in theirs]
-
-    def _of_all_ranks(self, value: Any) -> list[Any]:
-        return gather_object([value]) if self.accelerator.num_processes > 1 else [value]
-
 
 def examples_of(scored: ScoredGroup) -> list[Example]:
     """The valid members of a group, each with its advantage."""
     members = zip(scored.group.trajectories, scored.advantages.advantages_G, scored.advantages.valid_G, strict=True)
     return [Example(trajectory.segments, advantage) for trajectory, advantage, valid in members if valid]
-
-
-def _may_be_the_weights(trajectory: Trajectory) -> bool:
-    """Whether its policy failed as one does whose weights are broken. Those of an engine that is gone are as good as before."""
-    return trajectory.stop is StopReason.POLICY_ERROR and not trajectory.error.startswith(_OF_THE_ENGINE)
-
-
-def _why_invalid(trajectory: Trajectory) -> str:
-    reasons = [f"{name}: {score.reason}" for name, score in trajectory.scores.items() if not score.valid]
-    error = trajectory.error.splitlines()[0] if trajectory.error else ""
-    return f"{trajectory.sample.id}: {error or '; '.join(reasons) or trajectory.stop.value}"

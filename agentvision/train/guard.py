@@ -15,9 +15,13 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from agentvision.engine.types import EngineError, EngineLost
 from agentvision.errors import TrainingStopped
+from agentvision.types import StopReason, Trajectory
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_OF_THE_ENGINE = tuple(f"{kind.__name__}:" for kind in (EngineError, EngineLost))
+"""How the error of an episode begins whose engine could not be asked. (`BrokenNumbers` is another matter.)"""
 
 
 class Interruption:
@@ -120,3 +124,15 @@ class BadImages:
                 f"the images of {self.bad} of {self.asked} questions cannot be read, more than "
                 f"data.max_bad_share={self._max_share!r} allows{seen}; `agentvision data check` lists them"
             )
+
+
+def may_be_the_weights(trajectory: Trajectory) -> bool:
+    """Whether its policy failed as one does whose weights are broken. Those of an engine that is gone are as good as before."""
+    return trajectory.stop is StopReason.POLICY_ERROR and not trajectory.error.startswith(_OF_THE_ENGINE)
+
+
+def why_invalid(trajectory: Trajectory) -> str:
+    """Which question, and what became of its episode or its rewards."""
+    reasons = [f"{name}: {score.reason}" for name, score in trajectory.scores.items() if not score.valid]
+    error = trajectory.error.splitlines()[0] if trajectory.error else ""
+    return f"{trajectory.sample.id}: {error or '; '.join(reasons) or trajectory.stop.value}"

@@ -23,20 +23,17 @@ from agentvision._workers import run_sync
 from agentvision.data import open_questions
 from agentvision.engine.ranks import tells_of_lost_rank
 from agentvision.errors import AgentVisionError, RunError, TrainingStopped, first_line
-from agentvision.journal import Journal
 from agentvision.preflight import preflight
 from agentvision.recipe import Recipe, load_recipe
 from agentvision.recipe.resolved import differing_keys, write_resolved
 from agentvision.run_folder import CHECKPOINTS, EXPORT, METRICS, RESOLVED, SERVERS, WARM_START
-from agentvision.tracking import Tracker, read_metrics
-from agentvision.train.alarms import Watch
 from agentvision.train.checkpoint import Checkpoint, Checkpoints
 from agentvision.train.export import export_model
 from agentvision.train.grpo import GRPO
 from agentvision.train.guard import BadImages, BadSteps, Interruption
 from agentvision.train.learner import Learner, make_accelerator, make_learner
-from agentvision.train.progress import StepProgress
 from agentvision.train.prompts import PromptStream
+from agentvision.train.records import Records
 from agentvision.train.seeding import seed_everything
 from agentvision.train.sft import WarmStart
 from agentvision.train.update import UpdateStats
@@ -158,10 +155,7 @@ async def _stages(
     if main:
         _claim(out, recipe)
     done = found.step if found else 0
-    tracker = Tracker.open(out, recipe, resume_step=done + 1 if resume else None) if main else None
-    journal = Journal(out, rewind_to=done + 1 if resume else None) if main else None
-    progress = StepProgress(recipe.name, total=recipe.trainer.steps, done=done, quiet=quiet or not main)
-    can_call = bool(recipe.env.tools) and recipe.env.max_turns > 1
+    records = Records.open(out, recipe, done=done, resume=resume, quiet=quiet)
     run = GRPO(
         recipe=recipe,
         learner=learner,
@@ -173,22 +167,17 @@ async def _stages(
         checkpoints=checkpoints,
         bad=BadSteps(recipe.trainer.max_bad_steps),
         bad_images=BadImages(recipe.data.max_bad_share),
-        tracker=tracker,
-        journal=journal,
-        progress=progress,
+        records=records,
         interruption=interruption,
-        watch=Watch(recipe.alarms, tools=can_call, past=read_metrics(out)) if main else None,
     )
     failed = True
     try:
-        with progress, _all_ranks(run):
+        with records.progress, _all_ranks(run):
             await _loop(run, out, found)
         failed = False
         return _finish(run, out)
     finally:
-        if tracker is not None and journal is not None:
-            journal.close()
-            tracker.close(failed=failed)
+        records.close(failed=failed)
 
 
 async def _first_weights(learner: Learner, interruption: Interruption) -> bool:
@@ -217,8 +206,7 @@ async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
         if _warm(run):
             run.save()
     except TrainingStopped as stopped:
-        if run.tracker is not None:
-            run.tracker.event("stopped", step=run.step, reason=str(stopped))
+        run.records.event("stopped", step=run.step, reason=str(stopped))
         if _warm(run) and not run.torn:
             run.save()
         raise TrainingStopped(f"{stopped}. {_kept(run)}") from stopped
@@ -234,8 +222,8 @@ def _all_ranks(run: GRPO | None) -> Iterator[None]:
             raise
         step = 0 if run is None else run.step
         reason = f"step {step}: another training process is gone, or does not answer ({first_line(error)})"
-        if run is not None and run.tracker is not None:
-            run.tracker.event("stopped", step=step, reason=reason)
+        if run is not None:
+            run.records.event("stopped", step=step, reason=reason)
         raise TrainingStopped(f"{reason}; what it said last is in the launcher's output. {_kept(run)}") from error
 
 
@@ -257,9 +245,9 @@ async def _warm_start(run: GRPO, out: Path) -> None:
     total = run.recipe.warm_start.steps if run.recipe.warm_start else 0
 
     def on_step(step: int, stats: UpdateStats) -> None:
-        run.progress.stage(f"warm start {step}/{total}  loss {stats.loss:.3f}", step)
-        if run.tracker is not None and (step % 10 == 0 or step == total):
-            run.tracker.event("warm_start", step=step, loss=stats.loss, grad_norm=stats.grad_norm)
+        run.records.progress.stage(f"warm start {step}/{total}  loss {stats.loss:.3f}", step)
+        if step % 10 == 0 or step == total:
+            run.records.event("warm_start", step=step, loss=stats.loss, grad_norm=stats.grad_norm)
 
     await WarmStart(
         recipe=run.recipe,
@@ -280,12 +268,11 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
     checkpoint = run.checkpoints.path(run.step)
     signal_ = run.interruption.received
     if signal_ is not None and run.step < run.recipe.trainer.steps:
-        if run.tracker is not None:
-            run.tracker.event("interrupted", step=run.step, signal=signal_.name)
-        run.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
+        run.records.event("interrupted", step=run.step, signal=signal_.name)
+        run.records.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
         return TrainResult(out, run.step, checkpoint, interrupted=signal_)
-    if run.tracker is not None and run.step and not run.moved:
-        run.tracker.event("nothing_learned", step=run.step)
+    if run.step and not run.moved:
+        run.records.event("nothing_learned", step=run.step)
     export, report = out / EXPORT, None
     if run.accelerator.is_main_process:
         learner = run.learner

@@ -78,7 +78,7 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
         await policy.engine.sample(policy.proof.probe.ask(adapter=True))
         engine.spoil(fault)
         with pytest.raises(SyncError):
-            await policy._sync.send(weights, engine)
+            await policy.delivery.sync.send(weights, engine)
             await policy.proof.check(weights, engine, policy.model)
         assert engine.spoilt == fault
         await policy.weights_changed(version)
@@ -112,7 +112,7 @@ async def test_turns_in_flight_go_on_under_the_new_adapter(policy):
 
 async def test_whole_weights_are_refused_by_an_engine_for_adapters(policy):
     with pytest.raises(SyncError, match="takes adapters alone"):
-        await policy._sync.send(Weights.of(policy.model, version=policy.version + 1), policy.engine)
+        await policy.delivery.sync.send(Weights.of(policy.model, version=policy.version + 1), policy.engine)
     await policy.weights_changed(policy.version + 1)
     gap, _ = await answers_of(policy, [talk_of(policy)])
     assert gap < 1e-4

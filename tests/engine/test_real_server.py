@@ -141,7 +141,7 @@ async def test_what_is_too_long_is_impossible_and_a_pool_says_so(url, tiny):
 async def policy(url, tiny):
     model = load_model(TINY, dtype=torch.float32, device="cpu", attn="sdpa", revision=None, trust_remote_code=False)
     policy = VLLMPolicy(Pool([Endpoint(url, codec=tiny)]), tiny, load=lambda: model)
-    policy._sync.bucket_bytes = 1 << 20
+    policy.delivery.sync.bucket_bytes = 1 << 20
     yield policy
     await policy.close()
 
@@ -216,7 +216,7 @@ async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy,
     strange = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
     other = Endpoint(url, codec=tiny)
     with pytest.raises(SyncError, match=r"version 6 did not get to worker 0: \w+: .*no_such_part"):
-        await policy._sync.send(Weights.of(strange, version=6), other)
+        await policy.delivery.sync.send(Weights.of(strange, version=6), other)
     await other.close()
     change(policy)
     await policy.weights_changed(7)

@@ -67,7 +67,7 @@ async def test_a_fault_is_found_before_anything_is_sampled_and_the_next_sync_hea
         await policy.engine.sample(policy.proof.probe.ask())
         engine.spoil(fault)
         with pytest.raises(SyncError):
-            await policy._sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
+            await policy.delivery.sync.send(weights, engine, partial(policy.proof.check, weights, engine, policy.model))
         assert engine.spoilt == fault
         await policy.weights_changed(version)
         gap, _ = await answers_of(policy, [talk_of(policy, images=1)])
@@ -111,7 +111,7 @@ async def test_other_weights_under_the_right_digests_are_found_by_what_they_say(
     """What digests cannot see: the tensors arrived, and the engine computes with something else."""
     version = policy.version + 1
     weights = Weights.of(policy.model, version=version)
-    await policy._sync.send(weights, policy.engine)
+    await policy.delivery.sync.send(weights, policy.engine)
     other = copy.deepcopy(policy.model)
     nudge(other, 1.05)
     with pytest.raises(SyncError, match="is not what the trainer's module computes"):
@@ -198,7 +198,7 @@ async def test_what_a_worker_cannot_load_is_told_and_the_next_sync_heals(policy)
     other = torch.nn.ModuleDict({"no_such_part": torch.nn.Linear(3, 3)})
     version = policy.version + 1
     with pytest.raises(SyncError, match=rf"version {version} did not get to worker 0: \w+: .*no_such_part"):
-        await policy._sync.send(Weights.of(other, version=version), policy.engine)
+        await policy.delivery.sync.send(Weights.of(other, version=version), policy.engine)
     await heals(policy, version)
 
 
@@ -273,7 +273,7 @@ async def test_an_adapter_may_travel_within_the_weights(policy):
             if ".lora_B." in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     weights = Weights.of(adapted, version=policy.version + 1)
-    await policy._sync.send(weights, policy.engine)
+    await policy.delivery.sync.send(weights, policy.engine)
     await policy.proof.check(weights, policy.engine, adapted)
     sampled = await policy.engine.sample(policy.proof.probe.ask())
     assert policy.proof.probe.gap(policy.model, sampled).mean > 1e-2, "the adapter is in use"

@@ -92,7 +92,7 @@ def shards(path):
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     engine = Taking()
     policy = VLLMPolicy(engine, Codec.from_pretrained(path), load=lambda: model)
-    policy._sync.same_process, policy._sync.bucket_bytes = True, 400
+    policy.delivery.sync.same_process, policy.delivery.sync.bucket_bytes = True, 400
     told = {}
 
     async def sync(version, fault):

@@ -274,7 +274,7 @@ def distant(serve):
 async def test_a_server_on_another_machine_is_brought_the_weights_over_the_network(policy_over, codec, serve, distant):
     near, far = serve(), distant()
     policy = policy_over(near, far)
-    policy._sync.bucket_bytes = 64 << 10
+    policy.delivery.sync.bucket_bytes = 64 << 10
     await both_serving(policy)
     for version in (0, 1):
         change(policy.model)
@@ -283,7 +283,7 @@ async def test_a_server_on_another_machine_is_brought_the_weights_over_the_netwo
         assert await turns_of(policy, codec, 6, name=f"v{version}/") == {version}
     parameters = list(policy.model.parameters())
     assert sum(lent["bytes"] for lent in distant.fetches) >= 2 * sum(p.nbytes for p in parameters)
-    assert len({lent["token"] for lent in distant.fetches}) == 2 and not policy._sync.network._open
+    assert len({lent["token"] for lent in distant.fetches}) == 2 and not policy.delivery.sync.network._open
 
 
 async def test_one_that_cannot_reach_the_trainer_says_so_and_the_others_go_on(policy_over, codec, distant, caplog):
@@ -313,7 +313,7 @@ async def test_a_network_that_fails_once_costs_a_second_try(policy_over, codec, 
     with FaultyNetwork(seed=NETWORK_FAULTS.index(fault)) as network:
         server = distant(fetched=lambda lent: fetched(network.detour({"lent": lent})["lent"]))
         policy = policy_over(server)
-        policy._sync.bucket_bytes = 1 << 20
+        policy.delivery.sync.bucket_bytes = 1 << 20
         for version in range(3):
             change(policy.model)
             network.spoil(fault)
@@ -325,7 +325,7 @@ async def test_a_network_that_fails_once_costs_a_second_try(policy_over, codec, 
 
 async def test_a_host_that_was_named_is_the_one_that_servers_are_told(policy_over, distant):
     policy = policy_over(distant())
-    policy._sync.network.host = "localhost"
+    policy.delivery.sync.network.host = "localhost"
     await policy.weights_changed(0)
     assert {lent["host"] for lent in distant.fetches} == {"localhost"}
 
