@@ -35,8 +35,12 @@ class Once:
             here = (what, asyncio.get_running_loop())
             if (work := self._at_work.get(here)) is not None:
                 await work.over.wait()
-                if work.error is not None:
-                    raise work.error.with_traceback(work.where)
+                error, where, work = work.error, work.where, None
+                try:
+                    if error is not None:
+                        raise error.with_traceback(where)
+                finally:
+                    del error, where  # an error holds the frames that it went through, so these hold none
                 continue  # made, or given up by an episode that was cancelled
             work = self._at_work[here] = _Work()
             try:
@@ -50,4 +54,5 @@ class Once:
             finally:
                 del self._at_work[here]
                 work.over.set()
+                work = None
         return self.made[what]

@@ -115,16 +115,17 @@ async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: s
     """Await a coroutine for at most `timeout_s`, even if it ignores its cancellation. Raises `DeadlinePassed`."""
     task = asyncio.ensure_future(_contained(_watched(function(), name)))
     try:
-        done, _ = await asyncio.wait({task}, timeout=timeout_s)
-    except asyncio.CancelledError:
-        task.cancel()
-        task.add_done_callback(_ignore)
-        raise
-    if not done:
-        task.cancel()
-        task.add_done_callback(_ignore)
-        raise DeadlinePassed(f"{name} did not finish within {timeout_s:g} s.")
-    return task.result()
+        await asyncio.wait({task}, timeout=timeout_s)
+        if not task.done():
+            raise DeadlinePassed(f"{name} did not finish within {timeout_s:g} s.")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_ignore)
+        del (
+            task
+        )  # an error holds this frame, and the task the error: what it was called with would wait for a collection
 
 
 async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: float) -> Any:
@@ -142,6 +143,7 @@ async def run_blocking(function: Callable[[], Any], *, name: str, timeout_s: flo
         raise
     finally:
         desk.leave(job)
+        del job  # as in `run_async`
 
 
 _blockers: set[str] = set()
@@ -160,6 +162,7 @@ def _watched(coroutine: Coroutine[Any, Any, T], name: str) -> Generator[Any, Any
         except StopIteration as stop:
             return stop.value
         finally:
+            value = None  # an error, where it holds this frame
             if (held := time.monotonic() - began) > BLOCKING_S and name not in _blockers:
                 _blockers.add(name)
                 log.warning(
@@ -211,6 +214,7 @@ class _Job:
         except BaseException as error:
             self.error = error
         self.desk.hand_in(self)
+        del self  # as in `run_async`
 
     def settle(self) -> None:
         """Tell who waits, on its event loop."""

@@ -213,6 +213,41 @@ async def test_a_store_goes_with_all_that_was_made_for_it():
     assert store() is None
 
 
+@pytest.mark.parametrize("pure", [True, False])
+async def test_a_store_does_not_wait_for_a_collection_when_calls_fail(pure):
+    @tool(pure=pure)
+    def fails(ctx: ToolContext, kind: str) -> str:
+        """Fail.
+
+        Args:
+            kind: How.
+        """
+        raise ToolRetry("no such place") if kind == "retry" else RuntimeError("a bug")
+
+    @tool(pure=pure)
+    async def fails_too(ctx: ToolContext) -> str:
+        """Fail."""
+        await asyncio.sleep(0)
+        raise RuntimeError("a bug")
+
+    ctx = context()
+    store = weakref.ref(ctx.store)
+    gc.collect()
+    gc.disable()
+    try:
+        for kind in ("retry", "bug"):
+            await asyncio.gather(*(call(fails, ctx, kind=kind) for _ in range(4)))
+        await asyncio.gather(*(call(fails_too, ctx) for _ in range(4)))
+        del ctx
+        for _ in range(200):
+            await asyncio.sleep(0.01)  # threads put away what they did
+            if store() is None:
+                break
+        assert store() is None
+    finally:
+        gc.enable()
+
+
 async def test_what_an_environment_of_ones_own_says_is_its_own():
     @dataclass(frozen=True)
     class FewShot(Protocol):

@@ -257,7 +257,7 @@ class Pool:
             self._watchers = [asyncio.create_task(self._watch(member)) for member in self._members]
 
     async def _watch(self, member: _Member) -> None:
-        while True:
+        while not self._closed:  # `wait_for` may take a cancellation for the event that came in the same moment
             member.look_now.clear()  # before: one that comes during the look asks for another
             await self._look(member)
             with suppress(TimeoutError):
