@@ -149,6 +149,10 @@ class TrainablePolicy(Policy, Protocol):
     """Whether turns are sampled with weights of the policy's own, so that `model` may change meanwhile. The trainer sets it
     to True where rollouts overlap with updates; a policy that cannot do so raises `ModelError`."""
 
+    async def ready(self) -> None:
+        """Wait until weights can be brought. Raises `AgentVisionError` where that will not be: nothing long is begun then."""
+        ...
+
     async def rest(self) -> None:
         """No turn is asked for before the next `weights_changed`: what sampling alone needs may be given up."""
         ...

@@ -84,6 +84,16 @@ class Delivery:
                 await self._send(weights, control, self._module(), agreed=of_all)
         self.with_adapter = self._adapter_rank is not None
 
+    async def ready(self) -> None:
+        """Raises `EngineError`, on all ranks, where the first of them finds no server that can be asked."""
+        error: EngineError | None = None
+        if isinstance(self._engine, Pool) and rank() == 0:
+            try:
+                await self._engine.ready()
+            except EngineError as raised:
+                error = raised
+        await in_thread(lambda: raise_any(error))
+
     async def _ask_servers(self, pool: Pool, adapter_rank: int) -> None:
         """Before the first sync: whether they take an adapter, or it is to be merged."""
         merges = False

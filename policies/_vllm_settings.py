@@ -125,7 +125,7 @@ def _addresses(endpoints: Sequence[str]) -> Iterator[str]:
     seen: dict[tuple[str, str, str], int] = {}
     for index, url in enumerate(endpoints):
         where = f"policy.endpoints.{index}"
-        if "@" in url:  # before anything else is told of it
+        if "@" in url.split("://", 1)[-1].partition("/")[0]:  # before anything else is told of it
             yield f"{where}: an address holds a password; name the key's variable in policy.options.api_key_env"
             continue
         try:

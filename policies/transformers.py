@@ -247,6 +247,9 @@ class TransformersPolicy:
             await asyncio.to_thread(worker.join)
         self._engine.reset()
 
+    async def ready(self) -> None:
+        """It always is."""
+
     async def rest(self) -> None:
         """Nothing to give up: the weights are the trainer's, and keys and values are freed as their episodes end."""
 

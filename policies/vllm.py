@@ -37,6 +37,7 @@ from agentvision.policies._vllm_engines import own_engine, started_servers
 from agentvision.policies._vllm_settings import Placement, Where, problems
 from agentvision.policy import Completion, Request
 from agentvision.recipe.lora import Lora
+from agentvision.run_folder import EXPORT
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 
@@ -297,7 +298,7 @@ class VLLMPolicy:
         for endpoint in self.engine.controls():
             if endpoint.weights not in (None, FIRST_VERSION):
                 what = f"has the weights that a training run brought it (version {endpoint.weights})"
-            elif endpoint.info is not None and Path(endpoint.info.source).name != Path(self._source).name:
+            elif endpoint.info is not None and _differ(endpoint.info.source, self._source):
                 what = f"was started with {endpoint.info.source!r}"
             else:
                 continue
@@ -305,6 +306,10 @@ class VLLMPolicy:
 
     async def release(self, session: str) -> None:
         await self.engine.release(session)
+
+    async def ready(self) -> None:
+        """Wait for the servers, as a first turn would. Raises `EngineError`, on all ranks, where none can be asked."""
+        await self.delivery.ready()
 
     async def rest(self) -> None:
         """No turn is asked for before the next `weights_changed`: a colocated engine gives its memory to the trainer."""
@@ -331,3 +336,11 @@ class VLLMPolicy:
 
 def _endpoint(url: str, codec: Codec, api_key_env: str | None, pictures: Pictures) -> Endpoint:
     return Endpoint(url, codec=codec, pictures=pictures, api_key=os.environ[api_key_env] if api_key_env else None)
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two paths, perhaps on two machines, name different models: a run's by the run's name too."""
+    telling = {EXPORT: 2, "model": 4}.get(Path(one).name, 1)  # RUN/export, RUN/checkpoints/STEP/model
+    parts = Path(one).parts, Path(other).parts
+    telling = min(telling, *map(len, parts))
+    return parts[0][-telling:] != parts[1][-telling:]

@@ -39,11 +39,12 @@ def train(
     from agentvision.recipe import load_recipe
 
     loaded = load_recipe(recipe, profile=profile, overrides=overrides)  # mistakes first: the next line imports torch
+    from agentvision.run_folder import RESOLVED
     from agentvision.train.run import train as run
 
     result = run(loaded, out=out, resume=resume, quiet=quiet)
     if result.interrupted is not None:
-        if result.checkpoint is None:
+        if not (result.out / RESOLVED).is_file():
             print("interrupted before the first step; nothing was written", file=sys.stderr)
         elif not quiet:
             command = ["agentvision", "train", recipe, *overrides]

@@ -105,6 +105,12 @@ class InProcessEngine(Control):
                 f"turn {ask.turn} of {ask.session!r} has room for {min(room, ask.max_tokens)} tokens: the prompt takes "
                 f"{token_count(ask.segments)} of the engine's {self.settings.context_tokens}"
             )
+        images = sum(isinstance(segment, ImageSegment) for segment in ask.segments)
+        if images > self.settings.max_images:
+            raise EngineError(
+                f"turn {ask.turn} of {ask.session!r} shows {images} images, and the engine takes {self.settings.max_images}: "
+                "raise policy.options.max_images"
+            )
         for segment in ask.segments:
             if isinstance(segment, ImageSegment) and not self._codec.has_pixels(segment.image):
                 await asyncio.to_thread(self._codec.pixels, ask.store, segment.image)  # not on the engine's thread

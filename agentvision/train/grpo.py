@@ -19,14 +19,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from agentvision import build
-from agentvision.engine.ranks import told_by_all
-from agentvision.engine.types import EngineError
-from agentvision.errors import TrainingStopped
+from agentvision.engine.ranks import raise_any, told_by_all
+from agentvision.errors import AgentVisionError, TrainingStopped
 from agentvision.evaluate.run import ask, evaluation_seed
 from agentvision.images import ImageStore
 from agentvision.policy import Policy
@@ -38,7 +37,7 @@ from agentvision.train.advantages import group_advantages
 from agentvision.train.batch import Example
 from agentvision.train.checkpoint import Checkpoints
 from agentvision.train.collect import Collected, ScoredGroup, collect
-from agentvision.train.guard import BadImages, BadSteps, Interruption, may_be_the_weights, why_invalid
+from agentvision.train.guard import BadImages, BadSteps, Interruption, engine_stops, may_be_the_weights, why_invalid
 from agentvision.train.learner import Learner
 from agentvision.train.lockstep import Batching, Lockstep
 from agentvision.train.metrics import rollout_metrics, staleness_metrics, update_metrics
@@ -49,6 +48,8 @@ from agentvision.train.records import Records, groups_of_all_ranks
 from agentvision.train.seeding import random_states, set_random_states
 from agentvision.train.update import UpdateStats
 from agentvision.types import Group, Sample, StopReason
+
+T = TypeVar("T")
 
 EVALUATED = (
     "reward",
@@ -99,10 +100,10 @@ class GRPO:
         """Train until the last step, a signal, or a reason to stop."""
         settings = self.recipe.trainer
         try:
-            while self.step < settings.steps and not self.is_interrupted():
+            while self.step < settings.steps and not await self.is_interrupted():
                 await self.one_step()
                 if self.step == settings.steps or (settings.save_every and self.step % settings.save_every == 0):
-                    self.save()
+                    await self.batches.meanwhile(self.save)
         finally:
             await self.batches.close()
 
@@ -114,8 +115,8 @@ class GRPO:
         batch = await self.next_batch()
         waited = time.perf_counter()
         collected, store = batch.collected, batch.store
-        self.check_images(collected)
-        self.check_invalid(collected, store)
+        await self.check_images(collected)
+        await self.check_invalid(collected, store)
         # advantage
         groups = [examples_of(scored) for scored in collected.with_signal]
         # loss and step
@@ -124,7 +125,8 @@ class GRPO:
         rate = learning_rate(self.step, settings, steps=settings.steps)
         scheduled = self.learner.rewards.scheduled(self.step)  # weights of rewards
         if not settings.max_staleness:
-            await self.learner.policy.rest()
+            with engine_stops(self.step):
+                await self.learner.policy.rest()
         updates = await self.batches.meanwhile(partial(self.update, groups, collected, store, rate))
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
         # sync
@@ -142,8 +144,9 @@ class GRPO:
         try:
             more |= await self.evaluate()
         finally:  # whatever fails in the evaluation: the step is done
-            self.record(collected, updates, store, more)
-        self.check_alarms()
+            counts = self.learner.rewards.metrics()
+            await self.batches.meanwhile(partial(self.record, collected, updates, store, more, counts))
+        await self.check_alarms()
         return collected
 
     async def next_batch(self) -> Batch:
@@ -154,23 +157,18 @@ class GRPO:
                 batch = await self.batches.batch(self.step)
         except asyncio.CancelledError as cancelled:
             self.interruption.took(cancelled)
-        if self.is_interrupted() or batch is None:
+        if await self.is_interrupted() or batch is None:
             raise asyncio.CancelledError
         return batch
 
-    def is_interrupted(self) -> bool:
+    async def is_interrupted(self) -> bool:
         """Whether a signal came to any rank: all ask at the same points, so that all end after the same step."""
-        interruption = self.interruption
-        received = told_by_all(interruption.received)
-        interruption.received = interruption.received or next(filter(None, received), None)
-        return interruption.received is not None
+        return await self.batches.meanwhile(self.interruption.came_to_any)
 
     async def sync(self) -> None:
-        """Tell the policy of the new weights. They are good whatever becomes of its engine: the run stops and keeps them."""
-        try:
+        """Tell the policy of the new weights."""
+        with engine_stops(self.step):
             await self.learner.policy.weights_changed(self.step)
-        except EngineError as error:
-            raise TrainingStopped(f"step {self.step}: {error}") from error
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
@@ -248,22 +246,22 @@ class GRPO:
                     self.bad.bad(f"step {self.step}: loss {stats.loss!r}, gradient norm {stats.grad_norm!r}")
         return results
 
-    def check_images(self, collected: Collected) -> None:
+    async def check_images(self, collected: Collected) -> None:
         """Count the questions whose images cannot be read; stop when they are more than the recipe allows."""
         groups = [scored.group for scored in collected.groups]
         bad = [t for t in (group.trajectories[0] for group in groups) if t.stop is StopReason.BAD_IMAGE]
-        counts = told_by_all((len(bad), len(groups), f"{bad[0].sample.id}: {bad[0].error}" if bad else ""))
+        counts = await self.of_all((len(bad), len(groups), f"{bad[0].sample.id}: {bad[0].error}" if bad else ""))
         first = next((told for _, _, told in counts if told), "")
         self.bad_images.count(sum(c[0] for c in counts), sum(c[1] for c in counts), first)
 
-    def check_invalid(self, collected: Collected, store: ImageStore) -> None:
+    async def check_invalid(self, collected: Collected, store: ImageStore) -> None:
         """Stop when rewards (or episodes) fail more often than the recipe allows: the rest would be a biased sample.
 
         The trajectories of such a step are in the journal, to see why.
         """
         local = [t for scored in collected.groups for t in scored.group.trajectories]
         reasons = [why_invalid(t) for t in local if t.reward is None]
-        counts = told_by_all((len(reasons), len(local), sum(map(may_be_the_weights, local))))
+        counts = await self.of_all((len(reasons), len(local), sum(map(may_be_the_weights, local))))
         invalid, total, suspect = (sum(c[i] for c in counts) for i in range(3))
         limit = self.recipe.trainer.max_invalid_share
         if total and invalid > limit * total:
@@ -275,10 +273,10 @@ class GRPO:
                 f"trainer.max_invalid_share={limit!r} allows{seen}"
             )
 
-    def check_alarms(self) -> None:
+    async def check_alarms(self) -> None:
         """Stop when an alarm rings that the recipe wants to stop at. The step is done and its weights are good."""
         told = [f"alarms.{alarm.name}: {alarm.text}" for alarm in self.records.ringing if alarm.stops]
-        if reasons := [reason for theirs in told_by_all(told) for reason in theirs]:
+        if reasons := [reason for theirs in await self.of_all(told) for reason in theirs]:
             raise TrainingStopped(f"step {self.step}: {'; '.join(reasons)}")
 
     async def evaluate(self) -> dict[str, Any]:
@@ -307,11 +305,16 @@ class GRPO:
         return {"eval": {name: measured[name] for name in EVALUATED}, "time_eval_s": time.perf_counter() - began}
 
     def record(
-        self, collected: Collected, updates: Sequence[UpdateStats], store: ImageStore, more: dict[str, Any]
+        self,
+        collected: Collected,
+        updates: Sequence[UpdateStats],
+        store: ImageStore,
+        more: dict[str, Any],
+        counts: Mapping[str, Any],
     ) -> None:
-        """The step's numbers are of all ranks."""
-        counted = told_by_all(self.learner.rewards.metrics())
-        groups = groups_of_all_ranks(collected.groups, store)
+        """The step's numbers are of all ranks. `counts` are the rewards'."""
+        counted = told_by_all(counts)
+        groups = groups_of_all_ranks(collected.groups, store if self.records.shows(self.step) else None)
         if not self.accelerator.is_main_process:
             return
         metrics = {"step": self.step} | rollout_metrics(groups) | update_metrics(list(updates)) | more
@@ -333,21 +336,31 @@ class GRPO:
             "moved": self.moved,
             "bad": {"skipped": self.bad.skipped, "in_a_row": self.bad.in_a_row},
         }
+        error: AgentVisionError | None = None
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.step, state | random_states(), self.learner.write)
-        self.accelerator.wait_for_everyone()
+            try:
+                self.checkpoints.save(self.step, state | random_states(), self.learner.write)
+            except AgentVisionError as raised:
+                error = raised
+        self.torn = self.torn or any(
+            told_by_all(isinstance(error, TrainingStopped))
+        )  # what cannot be saved is not tried again
+        raise_any(error)
         self.saved = self.step
         self.records.event("saved", step=self.step, path=path.name)
         return path
 
-    async def restore(self, state: Mapping[str, Any], step: int) -> None:
-        """Continue where `save` left off, the learner having read its weights and its optimizer."""
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Continue where `save` left off, the learner having read its weights and its optimizer; then `sync`."""
         self.step = self.saved = step
         self.cursor = self.prompts.cursor = state["cursors"][self.accelerator.process_index]
         self.moved = state["moved"]
         self.bad.skipped, self.bad.in_a_row = state["bad"]["skipped"], state["bad"]["in_a_row"]
         set_random_states(state)
-        await self.learner.policy.weights_changed(step)
+
+    async def of_all(self, value: T) -> list[T]:
+        """Every rank's value. While they wait for one another, batches that are ahead go on."""
+        return await self.batches.meanwhile(partial(told_by_all, value))
 
 
 def examples_of(scored: ScoredGroup) -> list[Example]:

@@ -11,10 +11,11 @@ import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import Any
 
+from agentvision.engine.ranks import ranks, told_by_all
 from agentvision.engine.types import EngineError, EngineLost
 from agentvision.errors import TrainingStopped
 from agentvision.types import StopReason, Trajectory
@@ -49,13 +50,24 @@ class Interruption:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("may_cancel needs a running task")
+        if self.received is not None:  # raised here: what never waits would not hear of a cancellation
+            raise asyncio.CancelledError
         self._task = (asyncio.get_running_loop(), task)
-        if self.received is not None:
-            task.cancel()
         try:
             yield
         finally:
             self._task = None
+
+    @contextmanager
+    def may_cancel_alone(self) -> Iterator[None]:
+        """The same for what all ranks do together: with several of them nothing is cancelled, and they ask `came_to_any`."""
+        with self.may_cancel() if ranks() == 1 else nullcontext():
+            yield
+
+    def came_to_any(self) -> bool:
+        """Whether it came to any rank, which all then know. All ranks ask together."""
+        self.received = next(filter(None, (self.received, *told_by_all(self.received))), None)
+        return self.received is not None
 
     def took(self, cancelled: asyncio.CancelledError) -> None:
         """The cancellation was the signal's, and is over. Raises it on where it was somebody else's."""
@@ -79,6 +91,15 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+@contextmanager
+def engine_stops(step: int) -> Iterator[None]:
+    """An engine that fails within stops the run: its weights are good whatever becomes of it, and are kept."""
+    try:
+        yield
+    except EngineError as error:
+        raise TrainingStopped(f"step {step}: {error}") from error
 
 
 class BadSteps:

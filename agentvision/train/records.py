@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from agentvision.engine.ranks import rank, ranks, told_by_all
 from agentvision.images import ImageStore
 from agentvision.journal import Journal
@@ -30,7 +32,7 @@ class Records:
     journal: Journal | None = None
     watch: Watch | None = None
     """Sounds the recipe's alarms."""
-    trajectories_every: int = 1
+    trajectories_every: int = 0
     """Steps; 0: no trajectories."""
     ringing: Sequence[Alarm] = ()
     """Those that begin with the step that was recorded last."""
@@ -43,8 +45,9 @@ class Records:
         """
         first = rank() == 0
         progress = StepProgress(recipe.name, total=recipe.trainer.steps, done=done, quiet=quiet or not first)
+        every = recipe.tracking.trajectories_every
         if not first:
-            return cls(progress)
+            return cls(progress, trajectories_every=every)
         again_from = done + 1 if resume else None
         tracker = Tracker.open(out, recipe, resume_step=again_from)
         can_call = bool(recipe.env.tools) and recipe.env.max_turns > 1
@@ -53,7 +56,7 @@ class Records:
             tracker,
             Journal(out, rewind_to=again_from),
             Watch(recipe.alarms, tools=can_call, past=read_metrics(out)),
-            recipe.tracking.trajectories_every,
+            every,
         )
 
     def event(self, name: str, **fields: Any) -> None:
@@ -61,12 +64,16 @@ class Records:
         if self.tracker is not None:
             self.tracker.event(name, **fields)
 
+    def shows(self, step: int) -> bool:
+        """Whether the trajectories of a step are written, with their images."""
+        return self.trajectories_every > 0 and (step - 1) % self.trajectories_every == 0
+
     def step(self, metrics: dict[str, Any], groups: Sequence[ScoredGroup], store: ImageStore) -> None:
         """One step that is done (`metrics["step"]`): its numbers, its trajectories where it is their turn, its alarms."""
         if self.tracker is None:
             return
         step = metrics["step"]
-        if self.trajectories_every and (step - 1) % self.trajectories_every == 0:
+        if self.shows(step):
             self.trajectories((t for s in groups for t in s.group.trajectories), step=step, store=store)
             self.tracker.rollouts(step, [scored.group for scored in groups], store)
         self.tracker.step(metrics)
@@ -88,14 +95,18 @@ class Records:
             self.tracker.close(failed=failed)
 
 
-def groups_of_all_ranks(groups: Sequence[ScoredGroup], store: ImageStore) -> list[ScoredGroup]:
-    """Everybody's groups; on the first rank with their images in `store`."""
+def groups_of_all_ranks(groups: Sequence[ScoredGroup], store: ImageStore | None) -> list[ScoredGroup]:
+    """Everybody's groups; where a `store` is given, on the first rank with their images in it."""
     if ranks() == 1:
         return list(groups)
-    images = {v.image: store.get(v.image) for s in groups for t in s.group.trajectories for v in t.views}
-    images |= {key: store.get(key) for s in groups for t in s.group.trajectories for key in t.originals}
+    images: dict[str, Image] = {}
+    if store is not None and rank() > 0:
+        keys = {
+            key for s in groups for t in s.group.trajectories for key in (*t.originals, *(v.image for v in t.views))
+        }
+        images = {key: store.get(key) for key in keys}
     told = told_by_all((list(groups), images))
-    if rank() == 0:
+    if store is not None and rank() == 0:
         for _, theirs in told:
             for image in theirs.values():
                 store.add(image)

@@ -57,7 +57,7 @@ later rates), one that an alarm stopped with other alarms, and one whose servers
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What a run left behind. `export` and `report` are None when it was interrupted; `checkpoint` too, when that was before
-    anything was begun."""
+    there was one."""
 
     out: Path
     steps: int
@@ -149,7 +149,7 @@ async def _stages(
     samples, held_out = questions
     main = accelerator.is_main_process
     accelerator.wait_for_everyone()  # everybody has looked at the folder
-    if found is None and recipe.warm_start is None and not await _first_weights(learner, interruption):
+    if found is None and not await _first_weights(learner, interruption, warm_start=recipe.warm_start is not None):
         return TrainResult(out, 0, None, interrupted=interruption.received)
     # Only now that all the recipe names is there and works: a typo, or a server that is none, leaves no folder behind.
     if main:
@@ -180,14 +180,17 @@ async def _stages(
         records.close(failed=failed)
 
 
-async def _first_weights(learner: Learner, interruption: Interruption) -> bool:
-    """Bring the policy the weights that all begins with: an engine of its own may have anybody's. False: a signal came first."""
+async def _first_weights(learner: Learner, interruption: Interruption, *, warm_start: bool) -> bool:
+    """Bring the policy the weights that all begins with: an engine of its own may have anybody's. Before a supervised stage it
+    is only asked whether it is there. False: a signal came first."""
     try:
-        with _all_ranks(None), interruption.may_cancel():
-            await learner.policy.weights_changed(0)
+        with _all_ranks(None):
+            with interruption.may_cancel_alone():
+                await learner.policy.ready() if warm_start else await learner.policy.weights_changed(0)
+            return not interruption.came_to_any()
     except asyncio.CancelledError as cancelled:
         interruption.took(cancelled)
-    return interruption.received is None
+        return False
 
 
 async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
@@ -195,8 +198,9 @@ async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
     try:
         if found is not None:
             run.learner.read(found.path)
-            with run.interruption.may_cancel():
-                await run.restore(found.state, found.step)
+            run.restore(found.state, found.step)
+            with run.interruption.may_cancel_alone():
+                await run.sync()
         if run.recipe.warm_start is not None and run.saved < 0:
             await _warm_start(run, out)
         await run.loop()
@@ -231,7 +235,7 @@ def _kept(run: GRPO | None) -> str:
     if run is None:
         return "Nothing was begun"
     if run.saved < 0:
-        return "There is no checkpoint yet: start again in a new --out"
+        return "There is no checkpoint yet: --resume begins anew"
     return f"The last whole checkpoint is {run.checkpoints.path(run.saved)}"
 
 
@@ -262,6 +266,7 @@ async def _warm_start(run: GRPO, out: Path) -> None:
         export_model(run.learner.model, run.learner.codec, out / WARM_START, source=run.learner.source)
     run.learner.reset_reference()
     run.save()
+    await run.sync()
 
 
 def _finish(run: GRPO, out: Path) -> TrainResult:
@@ -269,6 +274,9 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
     signal_ = run.interruption.received
     if signal_ is not None and run.step < run.recipe.trainer.steps:
         run.records.event("interrupted", step=run.step, signal=signal_.name)
+        if run.saved < 0:
+            run.records.progress.say(f"{signal_.name}: stopped in the supervised stage, of which nothing is kept")
+            return TrainResult(out, 0, None, interrupted=signal_)
         run.records.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
         return TrainResult(out, run.step, checkpoint, interrupted=signal_)
     if run.step and not run.moved:

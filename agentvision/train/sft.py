@@ -23,7 +23,7 @@ from agentvision.rollout import MakeEnv, run_episode
 from agentvision.seeds import seed_for
 from agentvision.tokens import Codec
 from agentvision.train.batch import Example
-from agentvision.train.guard import BadSteps, Interruption
+from agentvision.train.guard import BadSteps, Interruption, engine_stops
 from agentvision.train.learner import Learner
 from agentvision.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from agentvision.train.prompts import PromptStream
@@ -99,7 +99,7 @@ class WarmStart:
     world: int = 1
 
     async def run(self) -> None:
-        """Train for `warm_start.steps` updates. Raises `TrainingStopped` when they are not finite."""
+        """Train for `warm_start.steps` updates; the policy is not told. Raises `TrainingStopped` when they are not finite."""
         settings = self.recipe.warm_start
         if settings is None:
             return
@@ -115,11 +115,14 @@ class WarmStart:
         seed = seed_for(self.recipe.seed, "warm start")
         prompts = PromptStream(self.questions, seed=seed, rank=self.rank, world=self.world)
         bad = BadSteps(self.recipe.trainer.max_bad_steps)
-        await learner.policy.rest()  # no turn is asked for before the end
+        with engine_stops(0):
+            await learner.policy.rest()  # no turn is asked for before the end
         for step in range(settings.steps):
+            if self.interruption.came_to_any():
+                raise asyncio.CancelledError
             store = ImageStore()
             samples = prompts.take(settings.batch_size // self.world)
-            with self.interruption.may_cancel():
+            with self.interruption.may_cancel_alone():
                 examples = await self._examples(samples, show, store, seed_for(seed, step, self.rank))
             set_learning_rate(updater.optimizer, learning_rate(step, settings, steps=settings.steps))
             updater.begin_step()
@@ -129,7 +132,6 @@ class WarmStart:
             else:
                 bad.bad(f"warm start, step {step}: loss {stats.loss!r}")
             self.on_step(step + 1, stats)
-        await learner.policy.weights_changed(0)
 
     async def _examples(
         self, samples: Sequence[Sample], show: Demonstrate, store: ImageStore, seed: int

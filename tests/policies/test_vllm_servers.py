@@ -65,14 +65,14 @@ async def until(condition, *, within_s=60.0):
 
 
 async def test_servers_with_other_weights_are_named_where_they_are_brought_none(policy_over, codec, serve, caplog):
-    servers = [serve(source="/models/export"), serve(source="the/base"), serve()]
+    servers = [serve(source="/models/a/export"), serve(source="the/base"), serve(), serve(source="runs/b/export")]
     servers[2].version = "40"
     policy = policy_over(*servers)
     policy._source = "runs/a/export"
     await policy.engine.ready()
-    await until(lambda: len(policy.engine.controls()) == 3)
+    await until(lambda: len(policy.engine.controls()) == 4)
     for _ in range(2):
-        await turns_of(policy, codec, 3)
+        await turns_of(policy, codec, 4)
     told = sorted(record.getMessage() for record in caplog.records if "what it says is theirs" in record.getMessage())
     assert [text.partition(" ")[0] for text in told] == sorted(server.url for server in servers[1:])
     assert any("was started with 'the/base'" in text for text in told)

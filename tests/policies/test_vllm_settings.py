@@ -106,6 +106,7 @@ SERVER = {"placement": "server", "endpoints": ["http://a:8000"]}
         ({**SERVER, "weights_host": "http://b"}, "weights_host: 'http://b' is no address"),
         ({**SERVER, "weights_host": ":8000"}, "weights_host: ':8000' is no address"),
         ({"placement": "server", "endpoints": ["http://me:secret@host"]}, "an address holds a password"),
+        ({"placement": "server", "endpoints": ["me:secret@host"]}, "an address holds a password"),
         ({"placement": "server", "endpoints": ["http://me:secret@host:99999"]}, "an address holds a password"),
         ({"placement": "separate", "engine": {"ssl-keyfile": "/a"}}, "ssl-keyfile: cannot be set: servers that a run"),
     ],
@@ -145,7 +146,9 @@ def test_what_is_no_address_of_a_server_is_told_before_anything_is_asked(url):
 
 
 def test_a_server_that_is_named_twice_is_told_and_two_behind_one_address_are_two():
-    VLLMPolicy.check(placement="server", endpoints=["http://h/a", "http://h/b", "http://h:1", "unix:///a", "unix:///b"])
+    VLLMPolicy.check(
+        placement="server", endpoints=["http://h/a", "http://h/b", "http://h:1", "unix:///a", "unix:///run/user@1/b"]
+    )
     with pytest.raises(PluginError, match=r"policy\.endpoints\.1: .* is the same server as policy\.endpoints\.0"):
         VLLMPolicy.check(placement="server", endpoints=["http://h:8000", "http://H:8000/v1/"])
 

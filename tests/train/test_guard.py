@@ -37,6 +37,18 @@ def test_a_signal_between_two_pieces_of_work_cancels_nothing_but_the_next():
         assert asyncio.run(work(interruption))
 
 
+def test_a_signal_that_came_before_is_heard_by_what_never_waits():
+    async def work(interruption):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError) as told, interruption.may_cancel():
+            raise AssertionError("it is not begun")
+        interruption.took(told.value)
+        await asyncio.sleep(0)  # and is over
+
+    with Interruption() as interruption:
+        asyncio.run(work(interruption))
+
+
 def test_handlers_are_put_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption():

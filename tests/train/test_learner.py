@@ -31,7 +31,7 @@ def test_training_refuses_a_policy_that_it_could_not_move(monkeypatch, exact):
         async def rest():
             pass
 
-        half.weights_changed, half.rest = weights_changed, rest
+        half.weights_changed, half.rest, half.ready = weights_changed, rest, rest
         assert isinstance(half, TrainablePolicy)
     monkeypatch.setattr(build, "build_policy", lambda recipe, **_: half)
     recipe = glyph_recipe()

@@ -16,7 +16,10 @@ from agentvision.policies.transformers import TransformersPolicy
 from agentvision.recipe.resolved import write_resolved
 from agentvision.run_folder import RESOLVED
 from agentvision.tracking import read_events, read_metrics
+from agentvision.train import run
+from agentvision.train.learner import Learner
 from agentvision.train.run import _check_folder
+from agentvision.train.sft import WarmStart
 
 from .run_cases import same, steady_metrics, weights
 
@@ -126,6 +129,87 @@ def test_waiting_for_an_engine_is_ended_by_the_first_signal(recipe, tmp_path, mo
     assert exit_.value.code == 128 + number
     assert capsys.readouterr().err.strip() == "interrupted before the first step; nothing was written"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_before_the_first_weights_ends_the_run_though_nothing_is_waited_for(recipe, tmp_path, monkeypatch):
+    real = run.make_learner
+
+    def signalled(*args, **more):
+        learner = real(*args, **more)
+        changed = learner.policy.weights_changed
+
+        async def told(version):
+            await changed(version)  # never suspends
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(learner.policy, "weights_changed", told)
+        return learner
+
+    monkeypatch.setattr(run, "make_learner", signalled)
+    assert train(recipe(), out=tmp_path / "run", quiet=True).interrupted is signal.SIGTERM
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_while_a_run_is_read_back_leaves_its_checkpoints_as_they_were(recipe, tmp_path, monkeypatch):
+    train(recipe("trainer.steps=1"), out=tmp_path / "run", quiet=True)
+    real = Learner.read
+
+    def signalled(self, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "read", signalled)
+        cut = train(recipe(), out=tmp_path / "run", resume=True, quiet=True)
+    assert cut.interrupted is signal.SIGTERM and cut.steps == 1 and cut.checkpoint.is_dir()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+SUPERVISED = "warm_start={steps: 3, batch_size: 4}"
+
+
+def test_an_engine_that_is_gone_after_the_supervised_stage_costs_nothing_of_it(recipe, tmp_path, monkeypatch):
+    async def gone(self, version):
+        raise EngineLost("nobody is there")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersPolicy, "weights_changed", gone)
+        with pytest.raises(TrainingStopped, match=r"nobody is there.*last whole checkpoint is .*step-000000"):
+            train(recipe(SUPERVISED), out=out, quiet=True)
+    taught = weights(out / "warm_start")
+    assert same(weights(out / "checkpoints" / "step-000000" / "model"), taught)
+    train(recipe(SUPERVISED), out=out, resume=True, quiet=True)
+    assert [e["step"] for e in read_events(out) if e["event"] == "warm_start"] == [3], "it is not taught again"
+
+
+def test_an_engine_that_is_not_there_is_told_before_the_supervised_stage(recipe, tmp_path, monkeypatch):
+    async def nobody(self):
+        raise EngineLost("nobody is there")
+
+    monkeypatch.setattr(TransformersPolicy, "ready", nobody)
+    with pytest.raises(EngineLost, match="nobody is there"):
+        train(recipe(SUPERVISED), out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_supervised_stage_that_is_cut_off_says_that_nothing_is_kept(recipe, tmp_path, monkeypatch, capsys):
+    real = WarmStart._examples
+
+    async def signalled(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await real(self, *args)
+
+    command = ["train", "./small.yaml", SUPERVISED, "--out", str(tmp_path / "run")]
+    recipe(SUPERVISED)
+    with monkeypatch.context() as patch:
+        patch.setattr(WarmStart, "_examples", signalled)
+        with pytest.raises(SystemExit) as exit_:
+            main(command)
+    told = capsys.readouterr().err
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert "nothing is kept" in told and "--resume" in told
+    train(recipe(SUPERVISED), out=tmp_path / "run", resume=True, quiet=True)
 
 
 def test_a_run_whose_servers_are_gone_is_resumed_at_others(recipe, tmp_path):
