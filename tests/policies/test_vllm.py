@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agentvision.engine.probe import gap_of
-from agentvision.engine.types import EngineLost
+from agentvision.engine.types import EngineError, EngineLost
 from agentvision.errors import ModelError, PluginError
 from agentvision.policies.vllm import VLLMPolicy
 from agentvision.policy import TrainablePolicy
@@ -13,7 +13,7 @@ from agentvision.tokens import token_count, trainer_ids
 from agentvision.train.batch import Example
 
 from .policy_cases import assert_exact, picture, run
-from .vllm_cases import make_policy, talk_of
+from .vllm_cases import answers_of, make_policy, talk_of
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,14 @@ async def test_a_prompt_without_room_is_refused_alone(policy):
     with pytest.raises(ValueError, match="room for"):
         await policy.complete(long.request(max_tokens=0))
     assert (await policy.complete(long.request(max_tokens=2))).ids
+
+
+async def test_a_prompt_with_too_many_images_is_refused_alone(policy):
+    limit = policy.engine.settings.max_images
+    with pytest.raises(EngineError, match=f"{limit + 1} images, .* takes {limit}: raise policy.options.max_images"):
+        await policy.complete(talk_of(policy, images=limit + 1).request(max_tokens=1))
+    gap, _ = await answers_of(policy, [talk_of(policy)])
+    assert gap < 1e-4
 
 
 async def test_several_loops_may_use_it(policy):
