@@ -342,10 +342,11 @@ class GRPO:
                 self.checkpoints.save(self.step, state | random_states(), self.learner.write)
             except AgentVisionError as raised:
                 error = raised
-        self.torn = self.torn or any(
-            told_by_all(isinstance(error, TrainingStopped))
-        )  # what cannot be saved is not tried again
-        raise_any(error)
+        try:
+            raise_any(error)
+        except TrainingStopped:  # of weights that cannot be saved: whoever hears of it is not to try again
+            self.torn = True
+            raise
         self.saved = self.step
         self.records.event("saved", step=self.step, path=path.name)
         return path
