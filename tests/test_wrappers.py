@@ -50,7 +50,7 @@ async def test_a_deadline_ends_the_episode_with_its_reason():
     assert (await env.step(waits(0))).stop is None
     assert env._until - time.monotonic() <= 90
     env._until = time.monotonic() + 0.3
-    result = await env.step(waits(60))  # which its tool gives up after 30 s
+    result = await env.step(waits(60))  # which its tool gives up after 20 s
     assert result.stop is StopReason.DEADLINE and result.truncated and "90 s" in result.turn.parsed.detail
     await env.reset(SAMPLE, seed=0)
     assert (await env.step(ANSWER)).stop is StopReason.ANSWERED, "the clock begins again with reset"
