@@ -377,7 +377,7 @@ async def test_a_server_without_adapters_among_others_gets_no_turns(serve, polic
     await policy.weights_changed(1)
     assert holds(able, adapter_tensors(policy.model)) and not other.tensors
     await turns_of(policy, codec, 8)
-    assert able.turns and not other.turns
+    assert able.turns and not other.turns and not policy.engine._is_able(policy.engine._members[1])
 
 
 async def test_an_adapter_that_must_not_be_merged_is_an_error(serve, policy_over):

@@ -27,6 +27,12 @@ def talk_of(policy, *, images=1, seed=0, session=None) -> Talk:
     )
 
 
+def said_of(engine) -> list[int]:
+    """How many tokens each turn in flight has said."""
+    states = engine._engine.output_processor.request_states
+    return [state.detokenizer.num_output_tokens() for state in list(states.values())]
+
+
 async def answers_of(policy, talks) -> tuple[float, set[int]]:
     """A turn of each; the largest |Δ log-prob| between engine and module, and the versions that sampled."""
     worst, versions = 0.0, set()
