@@ -16,6 +16,7 @@ from agentvision.recipe.lora import Lora
 from ..policies.vllm_cases import answers_of, make_policy, said_of, talk_of
 from .faulty import FAULTS, Faulty
 
+pytestmark = pytest.mark.timeout(1200)
 LORA = Lora(rank=4, alpha=8.0)
 
 

@@ -27,6 +27,8 @@ from .asks import ask_of
 from .faulty import FAULTS, Faulty
 from .faulty_network import NETWORK_FAULTS, Distant, FaultyNetwork
 
+pytestmark = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def policy():
