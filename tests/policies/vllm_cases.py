@@ -37,7 +37,7 @@ def said_of(engine) -> list[int]:
 
 async def waits(engine, turn) -> bool:
     """Whether a turn has come to the engine, whose thread has looked for work since, and is not begun."""
-    while not (engine._arrived or turn.done()):
+    while not (engine._arrived or engine._running or turn.done()):
         await asyncio.sleep(0.01)
     for _ in range(2):
         await engine._do(lambda: None)
