@@ -163,7 +163,7 @@ async def test_a_deadline_ends_the_episode_and_keeps_what_was_said():
         return await complete(request)
 
     policy.complete = slow
-    t = await episode(policy, limits=Limits(deadline_s=0.05))
+    t = await episode(policy, limits=Limits(deadline_s=1.0))
     assert t.stop is StopReason.DEADLINE
     assert [turn.text for turn in t.turns] == ["look"]
 

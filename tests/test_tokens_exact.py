@@ -113,6 +113,7 @@ def test_streams_that_do_not_fit_together_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_vllm_expands_the_engines_stream_to_the_trainers() -> None:
     """In a process of its own: importing vLLM changes the one that it is in."""
     program = "import json, rollout_exact; print('\\n' + json.dumps(rollout_exact.measure(conversations=60)))"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -44,11 +45,13 @@ def make() -> VisionEnv:
 
 
 async def test_a_deadline_ends_the_episode_with_its_reason():
-    env = Deadline(make(), seconds=0.3)
+    env = Deadline(make(), seconds=90)
     await env.reset(SAMPLE, seed=0)
     assert (await env.step(waits(0))).stop is None
-    result = await env.step(waits(10))
-    assert result.stop is StopReason.DEADLINE and result.truncated and "0.3 s" in result.turn.parsed.detail
+    assert env._until - time.monotonic() <= 90
+    env._until = time.monotonic() + 0.3
+    result = await env.step(waits(60))  # which its tool gives up after 20 s
+    assert result.stop is StopReason.DEADLINE and result.truncated and "90 s" in result.turn.parsed.detail
     await env.reset(SAMPLE, seed=0)
     assert (await env.step(ANSWER)).stop is StopReason.ANSWERED, "the clock begins again with reset"
 

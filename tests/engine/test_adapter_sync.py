@@ -13,9 +13,10 @@ from agentvision.lora import adapter_off, adapter_parameters
 from agentvision.policies._adapter import sends_adapter
 from agentvision.recipe.lora import Lora
 
-from ..policies.vllm_cases import answers_of, make_policy, talk_of
+from ..policies.vllm_cases import answers_of, make_policy, said_of, talk_of
 from .faulty import FAULTS, Faulty
 
+pytestmark = pytest.mark.timeout(1200)
 LORA = Lora(rank=4, alpha=8.0)
 
 
@@ -100,8 +101,9 @@ async def test_turns_in_flight_go_on_under_the_new_adapter(policy):
     monkey = policy._codec.stop_ids
     policy._codec.stop_ids = never
     try:
-        turn = asyncio.create_task(policy.complete(talk_of(policy, seed=5).request(max_tokens=300)))
-        await asyncio.sleep(1)
+        turn = asyncio.create_task(policy.complete(talk_of(policy, seed=5).request(max_tokens=600)))
+        while not any(said_of(policy.engine)):
+            await asyncio.sleep(0.01)
         draw(policy.model, seed=30, std=0.02)
         await policy.weights_changed(policy.version + 1)
         completion = await turn

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from agentvision.engine._keeper import SHARED_MEMORY
 from agentvision.engine.launch import KEEPER, ServerPlan, Servers
 from agentvision.engine.memory import PREFIX
-from agentvision.engine.types import EngineError
+from agentvision.engine.types import EngineError, EngineLost
 from agentvision.engine.wire import Wire
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,8 @@ async def answers(url: str) -> bool:
     wire = Wire(url)
     try:
         return (await wire.call("GET", "/health", timeout_s=10)).status == 200
+    except EngineLost:
+        return False
     finally:
         await wire.close()
 
@@ -185,7 +188,7 @@ async def test_one_that_hangs_is_started_again(tmp_path):
         (engine,) = engines(tmp_path / "pids")
         server = int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(server, signal.SIGSTOP)
-        await until(lambda: len(engines(tmp_path / "pids")) == 2)
+        await until(lambda: len(engines(tmp_path / "pids")) >= 2)
         assert not alive(engine) and not alive(server)
     finally:
         await servers.close()
@@ -203,7 +206,8 @@ async def test_a_log_that_is_gone_with_the_servers_is_not_named():
 
 
 async def test_one_that_never_answers_is_ended_at_the_deadline(tmp_path):
-    plan = StandIn("", logs=tmp_path, start_s=0.5, code="import time; print('loading', flush=True); time.sleep(600)")
+    (tmp_path / "server-0.log").write_text("loading\n")  # what it would say, were it given the time
+    plan = StandIn("", logs=tmp_path, start_s=0.5, code="import time; time.sleep(600)")
     with pytest.raises(EngineError, match=r"did not answer within 0\.5 s(?s:.*)loading"):
         await Servers(plan).start()
 
@@ -239,11 +243,17 @@ async def test_closing_while_one_is_started_again_leaves_nothing(tmp_path):
     """The keeper of a server may be at any of its steps: stopping the old one, or waiting for the new."""
     servers = Servers(StandIn(str(tmp_path / "pids"), hang_s=0.3, logs=tmp_path))
     await servers.start()
+    (server,) = servers._servers
+    stop, stopping = server.stop, threading.Event()
+
+    async def told():
+        stopping.set()
+        await stop()
+
+    server.stop = told
     (engine,) = engines(tmp_path / "pids")
     os.kill(int(Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGSTOP)
-    (server,) = servers._servers
-    assert server._process is not None and server._process.stdin is not None
-    await until(lambda: server._process is None or server._process.stdin.closed)
+    await until(stopping.is_set)
     keepers = servers._keepers
     await servers.close()
     assert all(keeper.done() for keeper in keepers) and server.pid is None

@@ -108,17 +108,19 @@ def test_only_what_is_lent_is_given_and_only_ranges_of_it(listener, bucket):
 
 
 def test_strangers_who_say_nothing_are_hung_up_on_and_bounded_in_number(listener, bucket, monkeypatch):
-    monkeypatch.setattr(lend, "_HELLO_S", 0.5)
+    monkeypatch.setattr(lend, "_HELLO_S", 60.0)
     monkeypatch.setattr(lend, "_STRANGERS", 3)
     silent = [socket.create_connection(("127.0.0.1", listener.port), timeout=10) for _ in range(3)]
     until(lambda: len(listener._connections) == 3)
     with closing(socket.create_connection(("127.0.0.1", listener.port), timeout=10)) as fourth:
         assert fourth.recv(1) == b""
+    monkeypatch.setattr(lend, "_HELLO_S", 0.5)
     for number, connection in enumerate(silent):
         connection.sendall(b"GET / HTTP/1.1\r\nX: "[: 5 * number])  # one at a time does not help
         assert connection.recv(1) == b""
         connection.close()
     until(lambda: not listener._connections)
+    monkeypatch.setattr(lend, "_HELLO_S", 60.0)
     with ByNetwork(listener, "127.0.0.1").carry(bucket) as info:
         assert arrives(info, bucket)
 
@@ -150,19 +152,23 @@ def test_rubbish_is_survived(listener, bucket):
         ("refused", ""),
         ("broken", "broke off after"),
         ("truncated", "broke off after"),
-        ("stalled", "sent nothing for 0.5 s, after"),
+        ("stalled", "sent nothing for 1 s, after"),
     ],
 )
 def test_a_network_that_fails_is_an_error_and_the_next_fetch_is_whole(listener, bucket, monkeypatch, fault, says):
-    monkeypatch.setattr(lend, "STALL_S", 0.5)
     with FaultyNetwork(seed=1) as network, ByNetwork(listener, "127.0.0.1").carry(bucket) as info:
         there = network.detour(info)
         for _ in range(5):
-            network.spoil(fault)
-            began = time.monotonic()
-            with pytest.raises(EngineError, match=rf"the trainer at 127.0.0.1:{network.port} .*{says}"):
-                fetched(there["lent"])
-            assert network.spoilt == fault and time.monotonic() - began < 5
+            for _ in range(3):  # a machine that is away for as long as a stall lasts is not the fault
+                network.spoil(fault)
+                began = time.monotonic()
+                with monkeypatch.context() as patch:
+                    patch.setattr(lend, "STALL_S", 1.0 if fault == "stalled" else lend.STALL_S)
+                    with pytest.raises(EngineError, match=rf"the trainer at 127.0.0.1:{network.port} .*{says}"):
+                        fetched(there["lent"])
+                if network.spoilt:
+                    break
+            assert network.spoilt == fault and time.monotonic() - began < 15
             assert arrives(there, bucket)
 
 
@@ -233,7 +239,7 @@ def test_a_worker_that_stops_reading_does_not_keep_the_trainer(listener, monkeyp
             connection.recv(100)
             began = time.monotonic()
             listener.close()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 10
             until(lambda: not listener._connections)
 
 

@@ -36,7 +36,7 @@ async def test_a_pool_that_follows_another_processs_weights_goes_where_they_are(
 
 async def test_a_pool_that_follows_asks_nothing_from_a_hold_until_it_is_told_of_the_weights(codec, serve):
     """The first process has resumed the server by then, to look at what the new weights say."""
-    server = serve(latency_s=lambda turn: 0.5)
+    server = serve(latency_s=lambda turn: 30.0 if turn is server.turns[0] else 0.0)
     async with pool_of(codec, server) as first, pool_of(codec, server, follows=True) as pool:
         await until_serving(first, 1)
         await until_serving(pool, 1)
@@ -70,7 +70,7 @@ async def test_turns_of_a_pool_that_follows_live_through_the_updates_of_the_firs
 
 async def test_a_pool_that_follows_takes_no_server_for_lost_that_takes_weights(codec, serve):
     """An engine that fetches a large bucket answers nobody for minutes; its turns go on where they were."""
-    server = serve(latency_s=lambda turn: 0.5)
+    server = serve(latency_s=lambda turn: 30.0 if turn is server.turns[0] else 0.0)
     async with pool_of(codec, server) as first, pool_of(codec, server, follows=True) as pool:
         await until_serving(first, 1)
         await until_serving(pool, 1)

@@ -89,8 +89,11 @@ async def test_a_pause_a_reset_and_a_resume_in_the_middle_of_a_turn(url, tiny):
     endpoint = Endpoint(url, codec=tiny)
     talk, _ = await two_turns(endpoint, tiny)
     never = (tiny.image_token_id,)
-    asked = asyncio.create_task(endpoint.sample(ask_of(talk, max_tokens=400, stop_ids=never)))
-    await asyncio.sleep(0.5)
+    for _ in range(3):
+        asked = asyncio.create_task(endpoint.sample(ask_of(talk, max_tokens=400, stop_ids=never)))
+        await asyncio.sleep(0.5)
+        if not asked.done():  # a busy machine's pause is too late
+            break
     await endpoint.pause()
     await endpoint.reset_caches()
     assert not asked.done()

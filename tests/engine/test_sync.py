@@ -22,10 +22,12 @@ from agentvision.recipe.lora import Lora
 from agentvision.train.batch import Example
 from agentvision.types import TextSegment
 
-from ..policies.vllm_cases import answers_of, make_policy, talk_of
+from ..policies.vllm_cases import answers_of, make_policy, said_of, talk_of
 from .asks import ask_of
 from .faulty import FAULTS, Faulty
 from .faulty_network import NETWORK_FAULTS, Distant, FaultyNetwork
+
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,7 @@ async def test_nothing_is_sampled_before_the_probe_is_judged(policy, monkeypatch
     turns = [asyncio.create_task(policy.engine.sample(_endless(policy, k))) for k in range(2)]
     while len(policy.engine._running) < 2:
         await asyncio.sleep(0.01)
+    await policy.engine.pause()  # at once: none of them is to end before the sync
     judge, said = policy.proof.check, []
 
     async def slow(weights, control, model):
@@ -229,7 +232,7 @@ async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
         await policy.engine.sample(replace(_endless(policy, k), max_tokens=4))
     before = [policy.engine.sample(_endless(policy, k)) for k in range(4)]
     turns = [asyncio.create_task(turn) for turn in before]
-    while len(policy.engine._running) < 4 or not all(_said(policy.engine)):
+    while len(policy.engine._running) < 4 or not all(said_of(policy.engine)):
         await asyncio.sleep(0.01)
     nudge(policy.model)
     await policy.weights_changed(version + 1)
@@ -251,12 +254,6 @@ async def test_turns_in_flight_go_on_under_new_weights_and_say_so(policy):
 
 
 TURN_TOKENS = 600
-
-
-def _said(engine):
-    """How many tokens each turn in flight has said."""
-    states = engine._engine.output_processor.request_states
-    return [state.detokenizer.num_output_tokens() for state in list(states.values())]
 
 
 def _endless(policy, k):

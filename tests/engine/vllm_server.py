@@ -88,6 +88,8 @@ class VllmServer:
     """Why they did not come whole."""
     paused: bool = False
     _pauses: int = 0
+    _pausing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the next pause."""
     _images: dict[str, int] = field(default_factory=dict)
     _connections: set[asyncio.StreamWriter] = field(default_factory=set)
     _going: asyncio.Event = field(init=False)
@@ -226,6 +228,8 @@ class VllmServer:
                 return 200, {"is_paused": self.paused}
             case "POST", "/pause":
                 self.paused, self._pauses = True, self._pauses + 1
+                self._pausing.set()
+                self._pausing = asyncio.Event()
             case "POST", "/resume":
                 self.paused = False
             case "POST", "/start_weight_update" | "/update_weights":
@@ -297,7 +301,8 @@ class VllmServer:
         while self.paused:  # what comes while it is paused waits
             await asyncio.sleep(0.005)
         pauses, version = self._pauses, self.version
-        await asyncio.sleep(self.latency_s(turn))
+        with suppress(TimeoutError):  # a pause ends it
+            await asyncio.wait_for(self._pausing.wait(), self.latency_s(turn))
         if fault == "reset":
             return 200, "reset"
         if fault == "garbage":

@@ -17,6 +17,21 @@ from agentvision.types import ImageSegment, TextSegment
 from .policy_cases import assert_exact, picture, run
 
 
+def endless(codec, *, step_s):
+    """For `head`: no turn ends by itself, and none is quick."""
+
+    def change(logits):
+        time.sleep(step_s)
+        return logits.index_fill(-1, torch.tensor(codec.stop_ids), -torch.inf)
+
+    return change
+
+
+async def until_said(policy, tokens=3):
+    while policy.stats.decode_steps < tokens:
+        await asyncio.sleep(0.005)
+
+
 async def test_more_sessions_than_rows_take_turns(model, codec, talk):
     policy = TransformersPolicy(model, codec, max_rows=2, prefill_tokens=40)
     talks = [talk(session=f"{k}", seed=k, images=[picture(k)]) for k in range(6)]
@@ -55,14 +70,14 @@ async def test_other_coroutines_go_on_while_a_turn_is_sampled(policy, talk, head
 
 async def test_a_cancelled_turn_leaves_its_row_and_the_others_alone(model, codec, talk, head):
     policy = TransformersPolicy(model, codec, max_rows=3)
-    head(lambda logits: time.sleep(0.002))
-    endless = [asyncio.create_task(talk(session=f"e{k}").turn(policy, max_tokens=10_000)) for k in range(2)]
+    head(endless(codec, step_s=0.002))
+    left = [asyncio.create_task(talk(session=f"e{k}").turn(policy, max_tokens=10_000)) for k in range(2)]
     t = talk(session="good", images=[picture()])
     going = asyncio.create_task(t.turn(policy, max_tokens=40))
-    await asyncio.sleep(0.1)
-    for task in endless:
+    await until_said(policy)
+    for task in left:
         task.cancel()
-    results = await asyncio.gather(*endless, return_exceptions=True)
+    results = await asyncio.gather(*left, return_exceptions=True)
     assert all(isinstance(r, asyncio.CancelledError) for r in results)
     await going
     assert_exact(model, codec, t)
@@ -72,10 +87,10 @@ async def test_a_cancelled_turn_leaves_its_row_and_the_others_alone(model, codec
     await policy.close()
 
 
-async def test_releasing_a_session_ends_its_turn(policy, talk, head):
-    head(lambda logits: time.sleep(0.002))
+async def test_releasing_a_session_ends_its_turn(policy, codec, talk, head):
+    head(endless(codec, step_s=0.002))
     turn = asyncio.create_task(talk(session="a").turn(policy, max_tokens=10_000))
-    await asyncio.sleep(0.1)
+    await until_said(policy)
     await policy.release("a")
     with pytest.raises(RuntimeError, match="'a' was released"):
         await asyncio.wait_for(turn, 20)
@@ -147,10 +162,10 @@ async def test_an_impossible_request_is_refused_and_harms_nobody(policy, model, 
 
 async def test_closing_fails_what_still_waits(model, codec, talk, head):
     policy = TransformersPolicy(model, codec, max_rows=1)
-    head(lambda logits: time.sleep(0.005))
+    head(endless(codec, step_s=0.005))
     turns = [asyncio.create_task(talk(session=f"{k}").turn(policy, max_tokens=10_000)) for k in range(3)]
-    await asyncio.sleep(0.05)
-    await asyncio.wait_for(policy.close(), 10)
+    await until_said(policy)
+    await asyncio.wait_for(policy.close(), 30)
     results = await asyncio.gather(*turns, return_exceptions=True)
     assert all("closed" in str(r) for r in results)
     with pytest.raises(RuntimeError, match="closed"):

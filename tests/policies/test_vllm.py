@@ -13,7 +13,9 @@ from agentvision.tokens import token_count, trainer_ids
 from agentvision.train.batch import Example
 
 from .policy_cases import assert_exact, picture, run
-from .vllm_cases import answers_of, make_policy, talk_of
+from .vllm_cases import answers_of, make_policy, talk_of, waits
+
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +173,7 @@ async def test_an_engine_that_rests_samples_again_after_the_next_sync(policy):
     """On a CPU there is no memory to give up: what is tested is that it stops, wakes and goes on."""
     await policy.rest()
     turn = asyncio.create_task(policy.complete(talk_of(policy, seed=9).request()))
-    await asyncio.sleep(0.3)
-    assert not turn.done()
+    assert await waits(policy.engine, turn)
     await policy.weights_changed(policy.version + 1)
     completion = await turn
     assert {span.version for span in completion.versions} == {policy.version}

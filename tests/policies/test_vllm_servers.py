@@ -42,7 +42,7 @@ async def policy_over(model, codec, monkeypatch):
     made = []
     monkeypatch.setattr(Probe, "gap", lambda self, model, sampled: Gap(len(sampled.ids), 0.0, 0.0))
 
-    def make(*servers, lora=None, how="auto", answer_s=5.0):
+    def make(*servers, lora=None, how="auto", answer_s=30.0):
         pictures = Pictures(codec.vision)
         endpoints = [Endpoint(server.url, codec=codec, pictures=pictures) for server in servers]
         pool = Pool(endpoints, look_s=0.05, answer_s=answer_s, patience_s=60.0)
@@ -297,7 +297,7 @@ async def test_one_that_cannot_reach_the_trainer_says_so_and_the_others_go_on(po
     await both_serving(policy)
     change(policy.model)
     await policy.weights_changed(1)
-    assert policy.version == 1 and has(servers[0], policy.model) and policy.syncs_failed == 2
+    assert policy.version == 1 and has(servers[0], policy.model) and policy.syncs_failed >= 2
     assert await turns_of(policy, codec, 6) == {1}
     assert f"{servers[1].url} has not got version 1" in caplog.text
     assert "cannot reach the trainer at 127.0.0.1:9" in caplog.text and "weights_host" in caplog.text
@@ -309,9 +309,15 @@ async def test_one_that_cannot_reach_the_trainer_says_so_and_the_others_go_on(po
 
 @pytest.mark.parametrize("fault", NETWORK_FAULTS)
 async def test_a_network_that_fails_once_costs_a_second_try(policy_over, codec, distant, monkeypatch, fault):
-    monkeypatch.setattr(lend, "STALL_S", 0.5)
     with FaultyNetwork(seed=NETWORK_FAULTS.index(fault)) as network:
-        server = distant(fetched=lambda lent: fetched(network.detour({"lent": lent})["lent"]))
+
+        def fetch(lent):
+            with monkeypatch.context() as patch:
+                if fault == "stalled" and not network.spoilt:
+                    patch.setattr(lend, "STALL_S", 1.0)
+                return fetched(network.detour({"lent": lent})["lent"])
+
+        server = distant(fetched=fetch)
         policy = policy_over(server)
         policy.delivery.sync.bucket_bytes = 1 << 20
         for version in range(3):
@@ -364,13 +370,14 @@ async def test_servers_without_adapters_get_merged_weights(serve, policy_over, c
     assert not any("model" in turn.body for server in servers for turn in server.turns)
 
 
-async def test_a_server_without_adapters_among_others_gets_no_turns(serve, policy_over):
+async def test_a_server_without_adapters_among_others_gets_no_turns(serve, policy_over, codec):
     able, other = serve(), serve(adapters="it was started without --enable-lora")
     policy = policy_over(able, other, lora=LORA)
     await both_serving(policy)
     await policy.weights_changed(1)
     assert holds(able, adapter_tensors(policy.model)) and not other.tensors
-    assert [endpoint.url for endpoint in policy.engine.controls()] == [able.url] or not other.turns
+    await turns_of(policy, codec, 8)
+    assert able.turns and not other.turns and not policy.engine._is_able(policy.engine._members[1])
 
 
 async def test_an_adapter_that_must_not_be_merged_is_an_error(serve, policy_over):

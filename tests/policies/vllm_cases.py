@@ -1,5 +1,7 @@
 """The real engine on the tiny model, and what the module says of its turns."""
 
+import asyncio
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,6 +27,21 @@ def talk_of(policy, *, images=1, seed=0, session=None) -> Talk:
     return Talk(
         policy.codec, images=pictures, question="What does the red card say? " * 4, session=name, group=name, seed=seed
     )
+
+
+def said_of(engine) -> list[int]:
+    """How many tokens each turn in flight has said."""
+    states = engine._engine.output_processor.request_states
+    return [state.detokenizer.num_output_tokens() for state in list(states.values())]
+
+
+async def waits(engine, turn) -> bool:
+    """Whether a turn has come to the engine, whose thread has looked for work since, and is not begun."""
+    while not (engine._arrived or engine._running or turn.done()):
+        await asyncio.sleep(0.01)
+    for _ in range(2):
+        await engine._do(lambda: None)
+    return bool(engine._arrived) and not engine._running
 
 
 async def answers_of(policy, talks) -> tuple[float, set[int]]:

@@ -156,9 +156,12 @@ def test_every_token_of_an_overlapping_run_was_sampled_by_the_weights_that_the_l
     recipe, tmp_path, monkeypatch
 ):
     """Recomputed with the checkpoint of its version, each recorded log-prob is exact, and turns went on under new weights."""
-    update = GRPO.update
+    update, slowed = GRPO.update, []
 
     def update_beside_turns(self, *args):
+        if not slowed:  # so that no turn is over before the weights change
+            head = self.learner.policy.model.lm_head
+            slowed.append(head.register_forward_hook(lambda *args: time.sleep(0.005)))
         done = update(self, *args)
         stats, until = self.learner.policy.stats, time.monotonic() + 20
         said = stats.decode_steps

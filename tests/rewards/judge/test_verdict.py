@@ -218,10 +218,10 @@ def test_hostile_objects_are_invalid_or_read_as_the_text_they_are():
 def test_time_is_linear_in_the_length(piece):
     def seconds(length: int) -> float:
         text = piece * (length // len(piece))
-        started = time.perf_counter()
+        started = time.thread_time()
         parse_verdict(text + "\nScore: 1")
         parse_verdict(text)
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     seconds(1000)
     assert seconds(1_000_000) < 2.0
