@@ -39,6 +39,8 @@ MAX_ABANDONED = 32
 """Threads that the calls of one name may leave hanging."""
 _HEARD_S = 0.5
 """How late Ctrl-C may be heard. A signal just before a thread goes to sleep does not wake it, so none sleeps for good."""
+_LEFT_S = 5.0
+"""How long what is cancelled at the end of a loop may take to end."""
 _MOST_COMING = 8
 """Threads that are on their way to the queue at the same time. With one alone, each waits for the interpreter anew while the
 event loop is busy, and calls that block start one after another; with all, a thousand short calls wake them for nothing."""
@@ -56,7 +58,7 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work())
+        return _run(work)
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
     async def told() -> T:
@@ -70,7 +72,7 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     interrupted = threading.Event()
     with ThreadPoolExecutor(1, "agentvision sync") as pool:
         try:
-            outcome = pool.submit(lambda: asyncio.run(told()))
+            outcome = pool.submit(lambda: _run(told))
             while not wait([outcome], timeout=_HEARD_S).done:
                 pass
             return outcome.result()
@@ -81,6 +83,23 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 with suppress(RuntimeError):  # it has just ended
                     loop.call_soon_threadsafe(task.cancel)
             raise
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """`asyncio.run`, which does not wait for ever for what ignores its cancellation."""
+    with asyncio.Runner() as runner:
+        try:
+            return runner.run(work())
+        finally:
+            loop = runner.get_loop()
+            if tasks := asyncio.all_tasks(loop):
+                for task in tasks:
+                    task.cancel()
+                _, left = loop.run_until_complete(asyncio.wait(tasks, timeout=_LEFT_S))
+                for task in left:
+                    log.warning("%s ignores its cancellation and is left behind", task.get_name())
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was said
+                    asyncio.tasks._unregister_task(task)  # the runner waits for all that are known
 
 
 @contextmanager
@@ -113,7 +132,7 @@ def _is_cancelled() -> bool:
 
 async def run_async(function: Callable[[], Coroutine[Any, Any, Any]], *, name: str, timeout_s: float) -> Any:
     """Await a coroutine for at most `timeout_s`, even if it ignores its cancellation. Raises `DeadlinePassed`."""
-    task = asyncio.ensure_future(_contained(_watched(function(), name)))
+    task = asyncio.create_task(_contained(_watched(function(), name)), name=name)
     try:
         await asyncio.wait({task}, timeout=timeout_s)
         if not task.done():

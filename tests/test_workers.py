@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -77,6 +78,27 @@ def test_a_coroutine_is_run_from_plain_code() -> None:
 
 async def test_a_coroutine_is_run_from_plain_code_inside_a_loop() -> None:
     assert run_sync(lambda: twice(3)) == 6
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_ignores_its_cancellation_is_left_behind(monkeypatch, caplog, nested):
+    monkeypatch.setattr(_workers, "_LEFT_S", 0.3)
+
+    async def stubborn():
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    async def work():
+        with pytest.raises(DeadlinePassed):
+            await run_async(stubborn, name="stubborn", timeout_s=0.05)
+        return 5
+
+    async def outer():
+        return run_sync(work)
+
+    assert (asyncio.run(outer()) if nested else run_sync(work)) == 5
+    assert "stubborn ignores its cancellation" in caplog.text
 
 
 @pytest.fixture

@@ -160,8 +160,11 @@ def _recorded(path: Path, step: int | None) -> tuple[int, list[Group]]:
         if step is None or number == step:
             found = number, [group for _, group in pairs]
     if found is None:
-        there = f"it has steps {min(steps)} to {max(steps)}" if steps else "it is empty"
-        raise RunError(f"{path}: no trajectory of step {step} stands there; {there}")
+        if not steps:
+            raise RunError(
+                f"{path}: no trajectories were written there; tracking.trajectories_every of its run says how often"
+            )
+        raise RunError(f"{path}: no trajectory of step {step} stands there; it has steps {min(steps)} to {max(steps)}")
     return found
 
 

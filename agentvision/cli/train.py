@@ -39,6 +39,7 @@ def train(
     from agentvision.recipe import load_recipe
 
     loaded = load_recipe(recipe, profile=profile, overrides=overrides)  # mistakes first: the next line imports torch
+    from agentvision.engine.ranks import rank, ranks
     from agentvision.run_folder import RESOLVED
     from agentvision.train.run import train as run
 
@@ -46,6 +47,9 @@ def train(
     if result.interrupted is not None:
         if not (result.out / RESOLVED).is_file():
             print("interrupted before the first step; nothing was written", file=sys.stderr)
+        elif ranks() > 1:
+            if rank() == 0 and not quiet:
+                print("continue with the same launch and --resume", file=sys.stderr)
         elif not quiet:
             command = ["agentvision", "train", recipe, *overrides]
             command += ["--profile", profile] if profile is not None else []

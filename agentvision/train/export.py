@@ -66,7 +66,8 @@ def export_model(model: Any, codec: Codec, folder: Path, *, source: str) -> None
     try:
         save_model(model, codec, part, source=source)
         replace_folder(part, folder)
-    except AgentVisionError:
-        raise
     except Exception as error:  # safetensors reports a full disk by an error of its own
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, AgentVisionError):
+            raise
         raise RunError(f"{folder}: cannot write the exported model: {error}; free space, then --resume") from error

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -129,21 +130,15 @@ class GRPO:
                 await self.learner.policy.rest()
         updates = await self.batches.meanwhile(partial(self.update, groups, collected, store, rate))
         self.moved = self.moved or any(u.finite and u.tokens for u in updates)
-        # sync
         self.step, self.cursor, self.torn = self.step + 1, batch.cursor, False
-        await self.sync()
-        ended = time.perf_counter()
-        times = {
-            "time_rollout_s": collected.rollout_s,
-            "time_reward_s": collected.reward_s,
-            "time_wait_s": waited - began,
-            "time_update_s": ended - updating,
-            "time_step_s": ended - began,
-        }
-        more = {"lr": rate, "weight": scheduled, "resample_rounds": collected.rounds - 1, **times}
+        more = {"lr": rate, "weight": scheduled, "resample_rounds": collected.rounds - 1, "time_wait_s": waited - began}
+        more |= {"time_rollout_s": collected.rollout_s, "time_reward_s": collected.reward_s}
         try:
+            # sync
+            with timed(more, "time_update_s", since=updating), timed(more, "time_step_s", since=began):
+                await self.sync()
             more |= await self.evaluate()
-        finally:  # whatever fails in the evaluation: the step is done
+        finally:  # whatever fails from here on: the step is done
             counts = self.learner.rewards.metrics()
             await self.batches.meanwhile(partial(self.record, collected, updates, store, more, counts))
         await self.check_alarms()
@@ -362,6 +357,15 @@ class GRPO:
     async def of_all(self, value: T) -> list[T]:
         """Every rank's value. While they wait for one another, batches that are ahead go on."""
         return await self.batches.meanwhile(partial(told_by_all, value))
+
+
+@contextmanager
+def timed(into: dict[str, Any], name: str, *, since: float) -> Iterator[None]:
+    """Write how long it has been since then, in seconds, however this ends."""
+    try:
+        yield
+    finally:
+        into[name] = time.perf_counter() - since
 
 
 def examples_of(scored: ScoredGroup) -> list[Example]:

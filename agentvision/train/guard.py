@@ -1,7 +1,7 @@
 """What keeps a run from hurting itself: signals that end it cleanly, numbers that are not finite, pictures that are bad.
 
 The first SIGINT or SIGTERM asks: work that can be abandoned is cancelled, the loop saves a checkpoint and ends. A second
-one falls through to the default and kills. Bad steps (a loss or gradient that is not finite) are skipped before they
+one ends the process where it stands. Bad steps (a loss or gradient that is not finite) are skipped before they
 touch a weight; too many in a row end the run.
 """
 
@@ -78,7 +78,9 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        self._restore()
+        for each, handler in self._before.items():  # asyncio's would only cancel, once more
+            is_asyncios = each is signal.SIGINT and callable(handler)
+            signal.signal(each, signal.default_int_handler if is_asyncios else handler)
         if self._task is not None:
             loop, task = self._task
             loop.call_soon_threadsafe(self._cancel, task)

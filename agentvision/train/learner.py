@@ -18,6 +18,7 @@ from torch import nn
 
 from agentvision import build
 from agentvision._workers import run_sync
+from agentvision.engine.ranks import ranks
 from agentvision.errors import ModelError, PluginError, RunError
 from agentvision.lora import is_adapted, load_adapter, read_adapter, save_adapter
 from agentvision.policy import TrainablePolicy
@@ -89,15 +90,22 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     options: dict[str, Any] = {
         "mixed_precision": recipe.trainer.mixed_precision,
-        "cpu": recipe.model.device == "cpu",
+        # Without it, where there is no GPU, accelerate takes each rank of a launch for one alone.
+        "cpu": recipe.model.device == "cpu" or not torch.accelerator.is_available(),
         # Ranks wait for the first one's servers to start, its evaluation, its checkpoint.
         "kwargs_handlers": [InitProcessGroupKwargs(timeout=_PATIENCE)],
     }
     try:
-        return Accelerator(**options)
+        accelerator = Accelerator(**options)
     except ValueError:  # its state is global, and an earlier run in this process had other settings
         AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(**options)
+        accelerator = Accelerator(**options)
+    if accelerator.num_processes != (launched := ranks()):
+        raise RunError(
+            f"{launched} processes were launched, and accelerate takes each for one alone: they would be runs of their own in "
+            "one folder; set model.device to what all of them have (cpu, cuda)"
+        )
+    return accelerator
 
 
 def make_learner(

@@ -115,6 +115,7 @@ async def _train(recipe: Recipe, out: Path, *, resume: bool, quiet: bool) -> Tra
     learner = make_learner(recipe, accelerator, model=model, reference=reference, logs=out / SERVERS)
     with Interruption() as interruption:  # around the end too: a launcher whose other ranks failed ends this one
         try:
+            await asyncio.sleep(0)  # a Ctrl-C that came while the model was loaded is heard here
             with settled_heap():
                 return await _stages(
                     recipe,
@@ -207,7 +208,7 @@ async def _loop(run: GRPO, out: Path, found: Checkpoint | None) -> None:
         run.save()
     except asyncio.CancelledError as cancelled:
         run.interruption.took(cancelled)
-        if _warm(run):
+        if _warm(run) and not run.torn:
             run.save()
     except TrainingStopped as stopped:
         run.records.event("stopped", step=run.step, reason=str(stopped))
@@ -275,10 +276,11 @@ def _finish(run: GRPO, out: Path) -> TrainResult:
     if signal_ is not None and run.step < run.recipe.trainer.steps:
         run.records.event("interrupted", step=run.step, signal=signal_.name)
         if run.saved < 0:
-            run.records.progress.say(f"{signal_.name}: stopped in the supervised stage, of which nothing is kept")
+            run.records.progress.say(f"{signal_.name}: stopped before there was a checkpoint: nothing is kept")
             return TrainResult(out, 0, None, interrupted=signal_)
-        run.records.progress.say(f"{signal_.name}: stopped after step {run.step}, and a checkpoint of it is in {out}")
-        return TrainResult(out, run.step, checkpoint, interrupted=signal_)
+        # Of an update that a second signal cut off nothing is kept.
+        run.records.progress.say(f"{signal_.name}: stopped after step {run.saved}, and a checkpoint of it is in {out}")
+        return TrainResult(out, run.saved, run.checkpoints.path(run.saved), interrupted=signal_)
     if run.step and not run.moved:
         run.records.event("nothing_learned", step=run.step)
     export, report = out / EXPORT, None

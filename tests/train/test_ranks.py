@@ -27,7 +27,7 @@ def launch(out, fault, *overrides, fails=True):
     ended = subprocess.run(
         [*command, *OVERRIDES, *overrides],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=1150,
@@ -39,8 +39,8 @@ def launch(out, fault, *overrides, fails=True):
 
 def assert_two_good_steps(out, said):
     rows = read_metrics(out)
-    assert [row["step"] for row in rows] == [1, 2], said
-    for row in rows:  # of both ranks' tokens
+    assert [row["step"] for row in rows][:2] == [1, 2], said
+    for row in rows[:2]:  # of both ranks' tokens
         assert row["groups"] == 2 and row["logprob_diff_mean"] < 1e-4 and row["staleness_max"] == 0
         assert row["stop/policy_error"] == 0
     for step in (1, 2):
@@ -66,17 +66,18 @@ def test_each_with_its_engine_until_one_cannot_be_brought_the_weights(tmp_path):
     assert f"it does not take them. The last whole checkpoint is {last}" in said
     assert stopped_by(out) == "step 3: rank 1: it does not take them", "the first rank hears it"
     assert checkpoints(out)[-1] == "step-000003", "the weights are good: they are kept"
+    assert [row["step"] for row in read_metrics(out)] == [1, 2, 3], "and the step is on record"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_ends_both_after_the_same_step_and_the_run_goes_on(tmp_path, rank):
     """Also where the other waits for its rollouts: both save the same step, each with its own place in the data."""
-    out = tmp_path / "run"
-    said = launch(out, f"signal to rank {rank}")
+    out, anywhere = tmp_path / "run", "model.device=auto"
+    said = launch(out, f"signal to rank {rank}", anywhere)
     assert "--resume" in said, said
     assert [row["step"] for row in read_metrics(out)] == [1, 2]
     assert checkpoints(out)[-1] == "step-000002"
-    launch(out, "none", "--resume", fails=False)
+    launch(out, "none", anywhere, "--resume", fails=False)
     assert [row["step"] for row in read_metrics(out)] == [1, 2, 3, 4]
 
 

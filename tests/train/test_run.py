@@ -4,12 +4,13 @@ import asyncio
 import json
 import os
 import signal
+import time
 
 import pytest
 
 from agentvision import load_recipe, train
 from agentvision.cli import main
-from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost
+from agentvision.engine.types import BrokenNumbers, EngineError, EngineLost, SyncError
 from agentvision.errors import PluginError, RunError, TrainingStopped
 from agentvision.journal import read_trajectories
 from agentvision.policies.transformers import TransformersPolicy
@@ -17,6 +18,7 @@ from agentvision.recipe.resolved import write_resolved
 from agentvision.run_folder import RESOLVED
 from agentvision.tracking import read_events, read_metrics
 from agentvision.train import run
+from agentvision.train.grpo import GRPO
 from agentvision.train.learner import Learner
 from agentvision.train.run import _check_folder
 from agentvision.train.sft import WarmStart
@@ -163,6 +165,48 @@ def test_a_signal_while_a_run_is_read_back_leaves_its_checkpoints_as_they_were(r
         cut = train(recipe(), out=tmp_path / "run", resume=True, quiet=True)
     assert cut.interrupted is signal.SIGTERM and cut.steps == 1 and cut.checkpoint.is_dir()
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_step_whose_weights_cannot_be_brought_is_on_record(recipe, tmp_path, monkeypatch):
+    real = TransformersPolicy.weights_changed
+
+    async def fails(self, version):
+        if version == 2:
+            raise SyncError("it does not take them")
+        await real(self, version)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersPolicy, "weights_changed", fails)
+        with pytest.raises(TrainingStopped, match=r"it does not take them.*step-000002"):
+            train(recipe(), out=out, quiet=True)
+    train(recipe(), out=out, resume=True, quiet=True)
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3] and all(row["time_step_s"] > 0 for row in rows)
+    assert {e.step for e in read_trajectories(out)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_second_signal_in_an_update_leaves_no_checkpoint_of_half_a_step(recipe, tmp_path, monkeypatch, ahead):
+    real = GRPO.update
+
+    def twice(self, *args):
+        done = real(self, *args)
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # two at one time are one
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return done
+
+    monkeypatch.setattr(GRPO, "update", twice)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe(f"trainer.max_staleness={ahead}", "trainer.save_every=0"), out=tmp_path / "run", quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
 SUPERVISED = "warm_start={steps: 3, batch_size: 4}"
