@@ -33,12 +33,17 @@ def taken(make: Callable[..., Any], *, given: int = 0) -> dict[str, inspect.Para
 
 
 def fitted(
-    make: Callable[..., Any], settings: Mapping[str, Any], *, given: int = 0, beside: Collection[str] = ()
+    make: Callable[..., Any],
+    settings: Mapping[str, Any],
+    *,
+    given: int = 0,
+    beside: Collection[str] = (),
+    elsewhere: Collection[str] = (),
 ) -> dict[str, Any]:
     """The settings as `make` takes them, converted to its annotations. Raises `UnfitSettings` with every problem.
 
     Its first `given` parameters are not settings; `beside` are names that stand in the same place and go elsewhere, which
-    may have been meant.
+    may have been meant; `elsewhere` are settings that have another place of their own, and so were not.
     """
     try:
         parameters = taken(make, given=given)
@@ -51,7 +56,8 @@ def fitted(
     problems: dict[str, str] = {}
     for key, value in settings.items():
         if key not in named and not free:
-            problems[key] = f"there is no setting {key!r}.{suggest(str(key), (*named, *beside))}"
+            meant = (*(name for name in named if name not in elsewhere), *beside)
+            problems[key] = f"there is no setting {key!r}.{suggest(str(key), meant)}"
             continue
         try:
             values[key] = _converted(value, hints.get(key, Any))

@@ -20,7 +20,7 @@ from agentvision import build
 from agentvision.data import open_questions
 from agentvision.engine.in_process import InProcessEngine
 from agentvision.engine.probe import LOW_PRECISION_GAP, MEAN_GAP, Gap, gap_of
-from agentvision.errors import AgentVisionError, first_line
+from agentvision.errors import AgentVisionError, exception_of, first_line
 from agentvision.images import ImageStore
 from agentvision.lora import adapter_parameters
 from agentvision.preflight import preflight
@@ -29,7 +29,7 @@ from agentvision.rollout import rollout_groups
 from agentvision.tokens import token_count, trainer_ids
 from agentvision.train.batch import Example, micro_batches
 from agentvision.train.learner import Learner, make_accelerator, make_learner
-from agentvision.types import ImageSegment, Segment, TextSegment, Trajectory
+from agentvision.types import ImageSegment, Segment, TextSegment, ToolError, Trajectory
 
 QUESTIONS, ROLLOUTS = 4, 2
 _GIB = 1 << 30
@@ -141,7 +141,14 @@ async def _rollouts(patient: _Patient) -> Finding:
         why = first.error.partition("\n")[0]
         says = f"{len(broken)} of {len(patient.trajectories)} episodes failed; the first: {first.stop}: {why}"
         return Finding("rollouts", False, says, numbers)
-    return Finding("rollouts", True, f"{len(patient.trajectories)} episodes of {turns} turns", numbers)
+    calls = [turn.tool for t in patient.trajectories for turn in t.turns if turn.tool is not None]
+    crashed = [tool for tool in calls if tool.error is ToolError.CRASHED]
+    numbers |= {"tool_calls": len(calls), "tool_crashes": len(crashed)}
+    if crashed:
+        first = f"{crashed[0].call.name!r}: {exception_of(crashed[0].detail)}"
+        says = f"{len(crashed)} of {len(calls)} tool calls crashed; the first, of {first}"
+        return Finding("rollouts", False, says, numbers)
+    return Finding("rollouts", True, f"{len(patient.trajectories)} episodes, {turns} turns", numbers)
 
 
 async def _tokens(patient: _Patient) -> Finding:

@@ -71,3 +71,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if near:
         return f" Did you mean {near[0]!r}?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def exception_of(detail: str) -> str:
+    """What was raised, without the traceback before it, on one line; a detail that is no traceback as it is."""
+    lines = detail.strip().splitlines()
+    frames = [k for k, line in enumerate(lines) if line.startswith('  File "')]
+    raised = [k for k, line in enumerate(lines) if frames and k > frames[-1] and not line.startswith(" ")]
+    return " ".join(" ".join(lines[raised[0] if raised else 0 :]).split())

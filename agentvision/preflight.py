@@ -91,7 +91,7 @@ def _policy(recipe: Recipe, model: str | Path | None, train: bool) -> Iterator[t
         if "path" in options and value is not None and (own := _KEYS_OF_THEIR_OWN.get(key)):
             yield f"policy.options.{key}", f"set {own} instead"
     try:
-        fitted(make, options)
+        fitted(make, options, elsewhere=_KEYS_OF_THEIR_OWN)
     except UnfitSettings as error:
         for key, what in error.problems.items():
             own = "policy.options" if key in recipe.policy.options else "policy"

@@ -1,6 +1,7 @@
 """The self-test finds what is wrong, and changes nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,23 @@ async def test_a_sound_recipe_is_in_order():
     assert found["tokens"].ok is None  # the policy computes with the ledger's own ids
 
 
+async def test_a_tool_that_crashes_is_told(monkeypatch):
+    made = doctor.make_learner
+
+    def crashes(ctx, **arguments):
+        raise KeyError("a bug")
+
+    def with_a_bug(*arguments, **options):
+        learner = made(*arguments, **options)
+        learner.tools[:] = [replace(tool, function=crashes) for tool in learner.tools]
+        return learner
+
+    monkeypatch.setattr(doctor, "make_learner", with_a_bug)
+    found = named(await examine(tiny()))["rollouts"]
+    assert found.ok is False and found.numbers["tool_crashes"] == found.numbers["tool_calls"] > 0
+    assert found.says.endswith("tool calls crashed; the first, of 'resize_image': KeyError: 'a bug'")
+
+
 async def test_the_weights_end_as_they_began(monkeypatch):
     seen = []
     made = doctor.make_learner
@@ -50,8 +68,6 @@ async def test_an_engine_that_says_other_log_probs_is_found(monkeypatch):
     complete = TransformersPolicy._completion
 
     async def off(self, ticket):
-        from dataclasses import replace
-
         completion = await complete(self, ticket)
         return replace(completion, logprobs=tuple(p - 0.2 for p in completion.logprobs))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import cyclopts
 
 from agentvision.cli._terminal import printable
-from agentvision.errors import PluginError
+from agentvision.errors import PluginError, exception_of
 
 app = cyclopts.App(name="tools", help="List tools, and try one on a picture.")
 
@@ -87,7 +87,7 @@ def try_tool(
     call = ToolCall(chosen.name, _parse(arguments))
     outcome = run_sync(lambda: call_tool({chosen.name: chosen}, call, ToolContext({1: view}, store, vision)))
     if outcome.result is None:
-        reason = _exception_of(outcome.record.detail)
+        reason = exception_of(outcome.record.detail)
         whole_story = RuntimeError(outcome.record.detail)  # shown with --debug
         raise PluginError(f"{outcome.record.text}{f' ({reason})' if reason else ''}") from whole_story
     if outcome.result.text:
@@ -98,14 +98,6 @@ def try_tool(
         except (OSError, ValueError) as error:
             raise PluginError(f"cannot write {str(path)!r}: {error}; end --out in .png") from None
         print(f"{path}  {new.image.width} × {new.image.height} pixels, {vision.tokens(new.image.size)} visual tokens")
-
-
-def _exception_of(detail: str) -> str:
-    """What was raised, without the traceback before it, on one line; a detail that is no traceback as it is."""
-    lines = detail.strip().splitlines()
-    frames = [k for k, line in enumerate(lines) if line.startswith('  File "')]
-    raised = [k for k, line in enumerate(lines) if frames and k > frames[-1] and not line.startswith(" ")]
-    return " ".join(" ".join(lines[raised[0] if raised else 0 :]).split())
 
 
 def _call_of(tool: Any) -> str:
