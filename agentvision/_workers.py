@@ -192,6 +192,9 @@ def _watched(coroutine: Coroutine[Any, Any, T], name: str) -> Generator[Any, Any
                 )
         try:
             resume, value = coroutine.send, (yield waited_for)
+        except GeneratorExit:  # it is left behind
+            coroutine.close()
+            raise
         except BaseException as error:
             resume, value = coroutine.throw, error
 

@@ -176,6 +176,7 @@ def _check(path: Path) -> None:
         return
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            connection.execute("BEGIN")  # another process may be making it: what is read is of one moment
             application, version = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
             )

@@ -6,6 +6,8 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -218,3 +220,23 @@ def test_threads_share_one_cache(tmp_path):
     assert not wrong
     again = VerdictCache(tmp_path / "v.sqlite")
     assert all(again.get(key((me, n))) for me in range(8) for n in range(300))
+
+
+def test_a_file_that_another_process_makes_in_this_moment_is_no_strangers(tmp_path, monkeypatch):
+    path = tmp_path / "v.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")  # it is there, and empty
+
+    class Late(sqlite3.Connection):
+        def execute(self, sql, *values):
+            done = super().execute(sql, *values)
+            if "user_version" in sql:
+                with closing(real(path)) as other:
+                    other.executescript(module._CREATE)
+            return done
+
+    real = sqlite3.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(real, factory=Late))
+        VerdictCache(path)
+    VerdictCache(path)
